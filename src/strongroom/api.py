@@ -1,0 +1,206 @@
+"""The verbs of strongroom as functions; re-exported by the package."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from strongroom.errors import UsageError
+from strongroom.format.limits import DEFAULT_SEGMENT
+from strongroom.format.paths import SEALED_SUFFIX
+from strongroom.model.inspection import Inspection, inspect_model
+from strongroom.model.output import open_file_output
+from strongroom.model.payload import Progress
+from strongroom.model.reader import SealedModel, open_model
+from strongroom.model.rewrap import rewrap_model
+from strongroom.model.seal import SealJob, checked_path, seal_model, unseal_model
+from strongroom.model.writer import SealedWriter, build_meta
+from strongroom.providers import sources
+from strongroom.providers.sources import KeySource
+
+__all__ = ["create", "inspect", "load", "open", "rewrap", "seal", "unseal", "verify"]
+
+Location = str | os.PathLike[str]
+
+
+def seal(
+    source: Location,
+    destination: Location,
+    *,
+    key: KeySource | None = None,
+    recipients: KeySource | None = None,
+    clear: Sequence[str] = (),
+    name: str | None = None,
+    version: str | None = None,
+    meta: Mapping[str, Any] | None = None,
+    segment_size: int = DEFAULT_SEGMENT,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> bytes:
+    """Seal a file or a directory.
+
+    Args:
+        source: a path or a URL. Symbolic links to files and directories are followed.
+        destination: a path or a URL; a directory if ``source`` is one. Complete or not there.
+        key: who can open it: see :data:`strongroom.providers.sources.KeySource`. Without ``key``
+            and ``recipients``, what ``STRONGROOM_KEY_FILE`` or ``STRONGROOM_KEY`` says.
+        recipients: more who can open it, by public key.
+        clear: glob patterns of paths or file names that stay in clear; authenticated all the same.
+        name, version, meta: said in the header, authenticated, not secret.
+        segment_size: bytes; a power of two from 64 KiB to 16 MiB.
+        overwrite: replace what is at ``destination``.
+        progress: called with the number of bytes just done, from several threads.
+
+    Returns:
+        The bundle: 16 bytes that identify this sealed model.
+
+    Raises:
+        StrongroomError: and then nothing is left behind, and what was there stays.
+    """
+    job = SealJob(
+        sources.recipients(key, recipients),
+        build_meta(name, version, meta),
+        clear,
+        segment_size,
+        overwrite,
+        progress,
+    )
+    return seal_model(source, destination, job)
+
+
+def open(source: Location, *, key: KeySource | None = None) -> SealedModel:
+    """Open a sealed file or directory.
+
+    The header, the names and the sizes are authenticated here, the contents when they are read.
+
+    Args:
+        source: a path or a URL.
+        key: path, URI, bytes, Identity or a list of these; by default what the environment says.
+
+    Raises:
+        StrongroomError: see :mod:`strongroom.errors`.
+    """
+    return open_model(source, lambda: sources.identities(key))
+
+
+def create(
+    destination: Location,
+    *,
+    key: KeySource | None = None,
+    recipients: KeySource | None = None,
+    path: str | None = None,
+    name: str | None = None,
+    version: str | None = None,
+    meta: Mapping[str, Any] | None = None,
+    segment_size: int = DEFAULT_SEGMENT,
+    overwrite: bool = False,
+) -> SealedWriter:
+    """A writable binary file that is sealed as it is written; no plaintext touches the disk.
+
+    Args:
+        destination: a path or a URL; the file is there when it is closed, or not at all.
+        path: the name of the file inside; by default that of ``destination`` without ``.sealed``.
+
+    The other arguments are those of :func:`seal`.
+
+    Raises:
+        StrongroomError: see :mod:`strongroom.errors`.
+    """
+    if path is None:
+        path = os.path.basename(os.fspath(destination)).removesuffix(SEALED_SUFFIX)
+    inside = checked_path(path, os.fspath(destination))
+    wrapped_for = sources.recipients(key, recipients)
+    output = open_file_output(destination, overwrite=overwrite, private=False)
+    return SealedWriter(output, wrapped_for, inside, build_meta(name, version, meta), segment_size)
+
+
+def unseal(
+    source: Location,
+    destination: Location,
+    *,
+    key: KeySource | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> None:
+    """Write the plaintext of a sealed model to ``destination``, readable by the user alone.
+
+    Loading with :func:`open` or :func:`load` needs no plaintext on a disk; this is for leaving.
+
+    Raises:
+        StrongroomError: and then nothing is left behind, and what was there stays.
+    """
+    with open(source, key=key) as model:
+        unseal_model(model, destination, overwrite=overwrite, progress=progress)
+
+
+def verify(source: Location, *, key: KeySource | None = None, progress: Progress | None = None) -> int:
+    """Authenticate every segment of every file; write nothing. Returns the bytes of plaintext.
+
+    Raises:
+        StrongroomError: with the file, and the segment, that is not authentic.
+    """
+    with open(source, key=key) as model:
+        return model.verify(progress)
+
+
+def rewrap(
+    source: Location,
+    *,
+    key: KeySource | None = None,
+    new_key: KeySource | None = None,
+    recipients: KeySource | None = None,
+    keep: bool = False,
+) -> None:
+    """Change who can open a model, without touching its payload; at every moment it is there.
+
+    Args:
+        source: a path, or the URL of a directory.
+        key: opens it now.
+        new_key, recipients: who can open it afterwards.
+        keep: those who can open it now still can.
+
+    Raises:
+        StrongroomError: and then the model is as it was.
+    """
+    if new_key is None and recipients is None:
+        raise UsageError("A model must be sealed for somebody.", hint="Give a new key or recipient.")
+    new = sources.recipients(new_key, recipients)
+    rewrap_model(source, lambda: sources.identities(key), new, keep=keep)
+
+
+def inspect(source: Location) -> Inspection:
+    """What a sealed model says of itself. Needs no key; none of it is authenticated.
+
+    Raises:
+        FormatError, Truncated, NotFound: it is not a whole sealed model.
+    """
+    return inspect_model(source)
+
+
+def load(
+    source: Location,
+    *,
+    key: KeySource | None = None,
+    framework: str | None = None,
+    **options: Any,
+) -> Any:
+    """Load a model into memory with the loader of its framework.
+
+    Args:
+        source: a path or a URL.
+        key: as for :func:`open`.
+        framework: ``torch``, ``torchscript``, ``torch.export``, ``safetensors``, ``onnx`` or
+            ``transformers``; by default found from names and contents.
+        options: for the framework's loader, by its own names.
+
+    Returns:
+        What the framework's own loader would give.
+
+    Raises:
+        UnknownFramework: no loader fits, or several do.
+        StrongroomError: see :mod:`strongroom.errors`.
+    """
+    from strongroom.loaders import registry
+
+    return registry.load(source, key=key, framework=framework, **options)

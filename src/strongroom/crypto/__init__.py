@@ -1,0 +1,1 @@
+"""Cryptography: correct only when used as the format's specification says."""

@@ -1,0 +1,1 @@
+"""Bytes to dataclasses and back: header, manifest, arithmetic of the payload. No I/O, no keys."""

@@ -1,0 +1,96 @@
+"""``A256KW``: a 32-byte symmetric key wraps the DEK with AES key wrap (RFC 3394)."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.keywrap import (
+    InvalidUnwrap,
+    aes_key_unwrap,
+    aes_key_wrap,
+)
+
+from strongroom.crypto.secret import SecretBytes
+from strongroom.errors import HeaderTampered, InvalidKey, NoMatchingRecipient
+from strongroom.format.encoding import b64url, unb64url
+from strongroom.format.header import Header
+
+__all__ = ["ALG", "WRAPPED_SIZE", "SymmetricKey", "unwrap_dek"]
+
+ALG: Final = "A256KW"
+WRAPPED_SIZE: Final = 40
+_SIZE: Final = 32
+
+
+def unwrap_dek(kek: SecretBytes, wrapped: bytes) -> SecretBytes:
+    """AES key unwrap of a 32-byte DEK.
+
+    Raises:
+        InvalidUnwrap: wrapped under another key, or changed.
+    """
+    return SecretBytes(aes_key_unwrap(kek.buffer, wrapped))
+
+
+class SymmetricKey:
+    """A 32-byte symmetric key: recipient and identity in one."""
+
+    def __init__(self, key: SecretBytes) -> None:
+        if len(key) != _SIZE:
+            raise InvalidKey(f"A symmetric key has {_SIZE} bytes, this one {len(key)}.")
+        self._key = key
+
+    @classmethod
+    def generate(cls) -> SymmetricKey:
+        return cls(SecretBytes.random(_SIZE))
+
+    @classmethod
+    def parse(cls, text: bytes) -> SymmetricKey:
+        """Parse base64url of 32 bytes; padding and one trailing newline are allowed.
+
+        Raises:
+            InvalidKey: anything else.
+        """
+        body = text.removesuffix(b"\n").removesuffix(b"\r").removesuffix(b"=")
+        try:
+            raw = base64.b64decode(body + b"=", altchars=b"-_", validate=True)
+        except (binascii.Error, ValueError):
+            raw = b""
+        if len(raw) != _SIZE or base64.urlsafe_b64encode(raw) != body + b"=":
+            raise InvalidKey(
+                "The key is not base64url of 32 bytes.", hint="Make one: strongroom keygen -o FILE"
+            )
+        return cls(SecretBytes(raw))
+
+    def encode(self) -> bytes:
+        """The content of a key file; a Fernet key file has the same."""
+        return base64.urlsafe_b64encode(self._key.buffer) + b"\n"
+
+    @property
+    def kid(self) -> str:
+        """JWK thumbprint (RFC 7638): SHA-256 of the canonical JWK, in base64url."""
+        jwk = b'{"k":"' + b64url(bytes(self._key.buffer)).encode() + b'","kty":"oct"}'
+        return b64url(hashlib.sha256(jwk).digest())
+
+    def wrap(self, dek: SecretBytes, header: Header) -> dict[str, Any]:
+        wrapped = aes_key_wrap(self._key.buffer, dek.buffer)
+        return {"alg": ALG, "kid": self.kid, "encrypted_key": b64url(wrapped)}
+
+    def unwrap(self, header: Header) -> SecretBytes:
+        for index, entry in enumerate(header.recipients):
+            if entry["alg"] != ALG or entry.get("kid", self.kid) != self.kid:
+                continue
+            field = f"recipients[{index}].encrypted_key"
+            try:
+                return unwrap_dek(self._key, unb64url(entry.get("encrypted_key"), field, WRAPPED_SIZE))
+            except InvalidUnwrap:
+                if "kid" in entry:
+                    raise HeaderTampered(
+                        "The recipient of this key does not unwrap: the header was changed."
+                    ) from None
+        raise NoMatchingRecipient(f"The model is not sealed for the symmetric key {self.kid}.")
+
+    def __repr__(self) -> str:
+        return f"<SymmetricKey {self.kid}>"

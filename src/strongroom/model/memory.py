@@ -1,0 +1,94 @@
+"""Memory that a model is decrypted into."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+__all__ = ["address_of", "advise_huge", "allocate", "allocate_bytes", "memory_file"]
+
+_HUGE: Final = 2 << 20
+_MADV_HUGEPAGE: Final = 14
+
+
+def address_of(buffer: memoryview | mmap.mmap) -> int:
+    """Where a writable buffer lies."""
+    import ctypes
+
+    return ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+
+
+def allocate(size: int) -> memoryview:
+    """``size`` zero bytes in a private mapping of their own, left out of core dumps.
+
+    From 2 MiB on they lie on huge pages where the system has them: faulting 4 KiB pages in costs
+    more than the decryption itself (1.7 GB on two cores: 0.65 s, with huge pages 0.36 s).
+    """
+    if size == 0:
+        return memoryview(bytearray())
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    if size < _HUGE:
+        start, memory = 0, mmap.mmap(-1, size, flags=flags)
+    else:
+        memory = mmap.mmap(-1, size + _HUGE, flags=flags)
+        start = -address_of(memory) % _HUGE
+        if hasattr(mmap, "MADV_HUGEPAGE"):
+            memory.madvise(mmap.MADV_HUGEPAGE)
+    if hasattr(mmap, "MADV_DONTDUMP"):
+        memory.madvise(mmap.MADV_DONTDUMP)
+    return memoryview(memory)[start : start + size]
+
+
+def advise_huge(buffer: memoryview) -> None:
+    """Ask for huge pages under memory that somebody else allocated; a hint, never an error."""
+    if len(buffer) < 2 * _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        return
+    import ctypes
+
+    start = address_of(buffer)
+    first = -(-start // _HUGE) * _HUGE
+    last = (start + len(buffer)) // _HUGE * _HUGE
+    if last > first:
+        madvise = ctypes.CDLL(None).madvise
+        madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_HUGEPAGE)
+
+
+@contextmanager
+def allocate_bytes(size: int) -> Iterator[tuple[memoryview, io.BytesIO]]:
+    """Memory to fill, and the ``BytesIO`` whose ``getvalue()`` is then a ``bytes`` of it, uncopied.
+
+    For callees that take nothing but ``bytes``: ``BytesIO`` hands out its own buffer when nothing
+    else refers to it.
+    """
+    holder = io.BytesIO()
+    if size:
+        holder.seek(size - 1)
+        holder.write(b"\0")
+    with holder.getbuffer() as view:
+        yield view, holder
+
+
+@contextmanager
+def memory_file(name: str, size: int) -> Iterator[tuple[memoryview, str]]:
+    """Memory to fill, and a path under which it can be opened; it is never on a disk.
+
+    The path lives as long as the ``with`` block; what has been opened or mapped from it stays.
+    """
+    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(descriptor, size)
+        path = f"/proc/self/fd/{descriptor}"
+        if size == 0:
+            yield memoryview(bytearray()), path
+            return
+        with mmap.mmap(descriptor, size) as memory:
+            if hasattr(mmap, "MADV_HUGEPAGE"):
+                memory.madvise(mmap.MADV_HUGEPAGE)
+            with memoryview(memory) as view:
+                yield view, path
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,248 @@
+"""Where sealed and unsealed data goes: complete under its final name, or not there at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import sys
+from typing import IO, Protocol
+
+from strongroom.errors import AlreadyExists, UsageError, os_errors
+from strongroom.model.storage import is_url
+
+__all__ = ["FileOutput", "Output", "TreeOutput", "open_file_output", "open_tree_output"]
+
+_HINT = "Give another destination, or --force (overwrite=True) to replace it."
+
+
+class Output(Protocol):
+    """One file being written."""
+
+    def write(self, data: memoryview | bytes) -> None: ...
+
+    def commit(self) -> None:
+        """Make it durable and give it its name."""
+        ...
+
+    def abort(self) -> None:
+        """Leave nothing behind. Does nothing after a commit."""
+        ...
+
+
+class TreeOutput(Protocol):
+    """A directory being written."""
+
+    def file(self, path: str) -> Output: ...
+
+    def commit(self) -> None: ...
+
+    def abort(self) -> None: ...
+
+
+def _write_all(descriptor: int, data: memoryview | bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _temporary_name(path: str) -> str:
+    folder, name = os.path.split(path)
+    return os.path.join(folder, f".{name[:200]}.{secrets.token_hex(4)}.partial")
+
+
+class FileOutput:
+    """A local file without a name (``O_TMPFILE``) until it is complete: a killed process leaves nothing.
+
+    Where the file system has no such files, a hidden ``.NAME.….partial`` beside the final name.
+    """
+
+    def __init__(self, path: str, *, overwrite: bool, mode: int) -> None:
+        self._path = path
+        folder, self._name = os.path.split(path)
+        self._overwrite = overwrite
+        self._temporary: str | None = None
+        self._folder = self.descriptor = -1
+        if not overwrite and os.path.lexists(path):
+            raise AlreadyExists(f"{path} exists already.", hint=_HINT)
+        if os.path.isdir(path):
+            raise UsageError(f"{path} is a directory.", hint="Give the name of a file.")
+        with os_errors(path):
+            self._folder = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
+                self.descriptor = os.open(".", flags, mode, dir_fd=self._folder)
+            except OSError:  # FUSE, NFS, overlay of old kernels
+                self._temporary = _temporary_name(self._name)
+                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+                self.descriptor = os.open(self._temporary, flags, mode, dir_fd=self._folder)
+
+    def write(self, data: memoryview | bytes) -> None:
+        with os_errors(self._path):
+            _write_all(self.descriptor, data)
+
+    def commit(self) -> None:
+        with os_errors(self._path):
+            os.fsync(self.descriptor)
+            self._name_it()
+            os.fsync(self._folder)
+        self.abort()
+
+    def _link(self, name: str) -> None:
+        # Python passes AT_SYMLINK_FOLLOW, which /proc/self/fd needs, only along with a dir_fd.
+        source = self._temporary or f"/proc/self/fd/{self.descriptor}"
+        os.link(source, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+
+    def _name_it(self) -> None:
+        if self._overwrite:
+            if self._temporary is None:
+                name = _temporary_name(self._name)
+                self._link(name)
+                self._temporary = name
+            os.replace(self._temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+            self._temporary = None
+        else:
+            try:
+                self._link(self._name)
+            except FileExistsError:
+                raise AlreadyExists(f"{self._path} exists already.", hint=_HINT) from None
+
+    def abort(self) -> None:
+        if self._temporary:
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary, dir_fd=self._folder)
+            self._temporary = None
+        for descriptor in (self.descriptor, self._folder):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.descriptor = self._folder = -1
+
+
+class _Member:
+    """A file inside a directory that has no final name yet."""
+
+    def __init__(self, path: str, mode: int) -> None:
+        self._path = path
+        with os_errors(path):
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+            self._descriptor = os.open(path, flags, mode)
+
+    def write(self, data: memoryview | bytes) -> None:
+        with os_errors(self._path):
+            _write_all(self._descriptor, data)
+
+    def commit(self) -> None:
+        with os_errors(self._path):
+            os.fsync(self._descriptor)
+        self.abort()
+
+    def abort(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+
+def _exchange(first: str, second: str) -> bool:
+    """Swap two names at once (``renameat2``); False where the system cannot."""
+    import ctypes
+
+    at_fdcwd, rename_exchange = -100, 2
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:
+        return False
+    return bool(
+        renameat2(at_fdcwd, os.fsencode(first), at_fdcwd, os.fsencode(second), rename_exchange) == 0
+    )
+
+
+class LocalTreeOutput:
+    """A local directory, written under a hidden name beside the final one and renamed when complete."""
+
+    def __init__(self, path: str, *, overwrite: bool, private: bool) -> None:
+        self._path = os.path.normpath(path)
+        self._overwrite = overwrite
+        self._mode = 0o600 if private else 0o666
+        if not overwrite and os.path.lexists(path):
+            raise AlreadyExists(f"{path} exists already.", hint=_HINT)
+        self._temporary = _temporary_name(self._path)
+        with os_errors(path):
+            os.mkdir(self._temporary, 0o700 if private else 0o777)
+
+    def file(self, path: str) -> Output:
+        return _Member(os.path.join(self._temporary, path), self._mode)
+
+    def commit(self) -> None:
+        with os_errors(self._path):
+            for folder, _, _ in os.walk(self._temporary):
+                _sync_directory(folder)
+            if not (self._overwrite and os.path.lexists(self._path)):
+                os.rename(self._temporary, self._path)
+            elif not _exchange(self._temporary, self._path):
+                old = _temporary_name(self._path)
+                os.rename(self._path, old)
+                os.rename(self._temporary, self._path)
+                self._temporary = old
+            _sync_directory(os.path.dirname(self._path) or ".")
+        self.abort()  # what is under the temporary name now is the replaced one, or nothing
+
+    def abort(self) -> None:
+        if os.path.isdir(self._temporary) and not os.path.islink(self._temporary):
+            shutil.rmtree(self._temporary, ignore_errors=True)
+        else:
+            with contextlib.suppress(OSError):
+                os.unlink(self._temporary)
+
+
+class _StandardOutput:
+    """Standard output: nothing to commit; what is written is gone."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream = stream
+
+    def write(self, data: memoryview | bytes) -> None:
+        with os_errors("standard output"):
+            self._stream.write(data)
+
+    def commit(self) -> None:
+        with os_errors("standard output"):
+            self._stream.flush()
+
+    def abort(self) -> None:
+        pass
+
+
+def open_file_output(location: str | os.PathLike[str], *, overwrite: bool, private: bool) -> Output:
+    """Begin one file: a path, a URL, or ``-`` for standard output.
+
+    Args:
+        location: where it shall be.
+        overwrite: replace what is there.
+        private: plaintext; nobody but the user may read it.
+    """
+    if is_url(location):
+        from strongroom.model.remote import RemoteOutput
+
+        return RemoteOutput(str(location), overwrite=overwrite)
+    if location == "-":
+        return _StandardOutput(sys.stdout.buffer)
+    return FileOutput(os.fspath(location), overwrite=overwrite, mode=0o600 if private else 0o666)
+
+
+def open_tree_output(location: str | os.PathLike[str], *, overwrite: bool, private: bool) -> TreeOutput:
+    """Begin a directory: a path or a URL. Arguments as for :func:`open_file_output`."""
+    if is_url(location):
+        from strongroom.model.remote import RemoteTreeOutput
+
+        return RemoteTreeOutput(str(location), overwrite=overwrite)
+    return LocalTreeOutput(os.fspath(location), overwrite=overwrite, private=private)

@@ -1,0 +1,139 @@
+"""A few threads over numbered pieces of work. The work releases the GIL; these loops only hand it out.
+
+Threads live for one call: starting two takes 0.1 ms, and there is no pool that a fork would break.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+
+__all__ = ["default_threads", "for_each", "in_order"]
+
+_MAX_THREADS = 8
+# Beyond eight, memory bandwidth and not AES is the limit.
+
+
+def default_threads() -> int:
+    """``STRONGROOM_THREADS``, or the processors this process may use, at most eight."""
+    configured = os.environ.get("STRONGROOM_THREADS", "")
+    if configured.isdecimal() and int(configured) > 0:
+        return int(configured)
+    if hasattr(os, "sched_getaffinity"):
+        return min(len(os.sched_getaffinity(0)), _MAX_THREADS)
+    return min(os.cpu_count() or 1, _MAX_THREADS)
+
+
+def for_each(
+    count: int, make_work: Callable[[], Callable[[int], None]], threads: int | None = None
+) -> None:
+    """Do 0 … count-1 in any order; ``make_work`` is called once per thread.
+
+    After a failure no new piece is begun, and of the failures that of the lowest number is raised.
+    """
+    threads = min(count, threads or default_threads())
+    numbers = itertools.count()
+    failures: dict[int, BaseException] = {}
+    stop = threading.Event()
+
+    def run() -> None:
+        number = -1
+        try:
+            work = make_work()
+            while not stop.is_set() and (number := next(numbers)) < count:
+                work(number)
+        except BaseException as error:
+            failures[number] = error
+            stop.set()
+
+    helpers = [threading.Thread(target=run, daemon=True) for _ in range(threads - 1)]
+    for helper in helpers:
+        helper.start()
+    run()
+    for helper in helpers:
+        try:
+            helper.join()
+        except BaseException:  # Ctrl-C while waiting
+            stop.set()
+            helper.join()
+            raise
+    if failures:
+        raise failures[min(failures)]
+
+
+def in_order(
+    count: int,
+    buffer_size: int,
+    make_produce: Callable[[], Callable[[int, memoryview], int]],
+    consume: Callable[[memoryview], None],
+    threads: int | None = None,
+) -> None:
+    """Produce pieces 0 … count-1 in threads, each into a buffer, and consume them in order here.
+
+    ``produce(number, buffer)`` returns how many bytes it wrote. Memory: two buffers per thread.
+    The first failure, of producing or of consuming, is raised.
+    """
+    threads = min(count, threads or default_threads())
+    if threads <= 1:
+        produce = make_produce()
+        buffer = memoryview(bytearray(buffer_size))
+        for number in range(count):
+            consume(buffer[: produce(number, buffer)])
+        return
+
+    numbers = itertools.count()
+    changed = threading.Condition()
+    free = [memoryview(bytearray(buffer_size)) for _ in range(2 * threads)]
+    done: dict[int, tuple[memoryview, int] | BaseException] = {}
+    stopped = False
+
+    def run() -> None:
+        try:
+            produce = make_produce()
+        except BaseException as error:
+            with changed:
+                done[-1] = error
+                changed.notify_all()
+            return
+        while True:
+            with changed:
+                # The buffer first and the number second: whoever has the next number can go on.
+                changed.wait_for(lambda: free or stopped)
+                if stopped:
+                    return
+                number = next(numbers)
+                if number >= count:
+                    return
+                buffer = free.pop()
+            outcome: tuple[memoryview, int] | BaseException
+            try:
+                outcome = (buffer, produce(number, buffer))
+            except BaseException as error:
+                outcome = error
+            with changed:
+                done[number] = outcome
+                changed.notify_all()
+
+    helpers = [threading.Thread(target=run, daemon=True) for _ in range(threads)]
+    for helper in helpers:
+        helper.start()
+    try:
+        for number in range(count):
+            with changed:
+                changed.wait_for(lambda number=number: number in done or -1 in done)  # type: ignore[misc]
+                outcome = done.pop(-1) if -1 in done else done.pop(number)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            buffer, size = outcome
+            consume(buffer[:size])
+            with changed:
+                free.append(buffer)
+                changed.notify_all()
+    finally:
+        with changed:
+            stopped = True
+            changed.notify_all()
+        for helper in helpers:
+            helper.join()
