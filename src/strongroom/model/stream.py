@@ -79,7 +79,7 @@ def _unseal_segments(
             Layout.of_payload(size, total)  # refuses a payload that ends where none can
         plaintext = out[: len(current) - TAG_SIZE]
         try:
-            cipher.decrypt_into(number, last, current, plaintext)
+            cipher.decrypt_into(number, last, memoryview(current), plaintext)
         except InvalidTag:
             out[:] = bytes(size)
             detail = " (the last one: changed, or cut short)" if last else ""
