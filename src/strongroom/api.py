@@ -10,6 +10,7 @@ from strongroom.errors import UsageError
 from strongroom.format.limits import DEFAULT_SEGMENT
 from strongroom.format.paths import SEALED_SUFFIX
 from strongroom.model.inspection import Inspection, inspect_model
+from strongroom.model.location import local
 from strongroom.model.output import open_file_output
 from strongroom.model.payload import Progress
 from strongroom.model.reader import SealedModel, open_model
@@ -107,6 +108,7 @@ def create(
     Raises:
         StrongroomError: see :mod:`strongroom.errors`.
     """
+    destination = local(destination)
     if path is None:
         path = os.path.basename(os.fspath(destination)).removesuffix(SEALED_SUFFIX)
     inside = checked_path(path, os.fspath(destination))

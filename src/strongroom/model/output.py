@@ -10,7 +10,7 @@ import sys
 from typing import IO, Protocol
 
 from strongroom.errors import AlreadyExists, UsageError, os_errors
-from strongroom.model.storage import is_url
+from strongroom.model.location import is_url, local
 
 __all__ = ["FileOutput", "Output", "TreeOutput", "open_file_output", "open_tree_output"]
 
@@ -57,7 +57,8 @@ def _sync_directory(path: str) -> None:
 
 def _temporary_name(path: str) -> str:
     folder, name = os.path.split(path)
-    return os.path.join(folder, f".{name[:200]}.{secrets.token_hex(4)}.partial")
+    short = os.fsdecode(os.fsencode(name)[:200])  # a name has at most 255 bytes
+    return os.path.join(folder, f".{short}.{secrets.token_hex(4)}.partial")
 
 
 class FileOutput:
@@ -76,15 +77,23 @@ class FileOutput:
             raise AlreadyExists(f"{path} exists already.", hint=_HINT)
         if os.path.isdir(path):
             raise UsageError(f"{path} is a directory.", hint="Give the name of a file.")
-        with os_errors(path):
-            self._folder = os.open(folder or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-            try:
-                flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
-                self.descriptor = os.open(".", flags, mode, dir_fd=self._folder)
-            except OSError:  # FUSE, NFS, overlay of old kernels
-                self._temporary = _temporary_name(self._name)
-                flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-                self.descriptor = os.open(self._temporary, flags, mode, dir_fd=self._folder)
+        try:
+            with os_errors(path):
+                self._open(folder or ".", mode)
+        except BaseException:
+            self.abort()
+            raise
+
+    def _open(self, folder: str, mode: int) -> None:
+        self._folder = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            flags = os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC
+            self.descriptor = os.open(".", flags, mode, dir_fd=self._folder)
+        except OSError:  # FUSE, NFS, overlay of old kernels
+            temporary = _temporary_name(self._name)
+            flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
+            self.descriptor = os.open(temporary, flags, mode, dir_fd=self._folder)
+            self._temporary = temporary
 
     def write(self, data: memoryview | bytes) -> None:
         with os_errors(self._path):
@@ -115,6 +124,12 @@ class FileOutput:
                 self._link(self._name)
             except FileExistsError:
                 raise AlreadyExists(f"{self._path} exists already.", hint=_HINT) from None
+            except OSError:
+                # FAT, exFAT and some FUSE file systems have no hard links.
+                if self._temporary is None or os.path.lexists(self._path):
+                    raise
+                os.rename(self._temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
+                self._temporary = None
 
     def abort(self) -> None:
         if self._temporary:
@@ -191,7 +206,11 @@ class LocalTreeOutput:
             elif not _exchange(self._temporary, self._path):
                 old = _temporary_name(self._path)
                 os.rename(self._path, old)
-                os.rename(self._temporary, self._path)
+                try:
+                    os.rename(self._temporary, self._path)
+                except OSError:
+                    os.rename(old, self._path)
+                    raise
                 self._temporary = old
             _sync_directory(os.path.dirname(self._path) or ".")
         self.abort()  # what is under the temporary name now is the replaced one, or nothing
@@ -233,10 +252,10 @@ def open_file_output(location: str | os.PathLike[str], *, overwrite: bool, priva
     if is_url(location):
         from strongroom.model.remote import RemoteOutput
 
-        return RemoteOutput(str(location), overwrite=overwrite)
+        return RemoteOutput.begin(str(location), overwrite=overwrite)
     if location == "-":
         return _StandardOutput(sys.stdout.buffer)
-    return FileOutput(os.fspath(location), overwrite=overwrite, mode=0o600 if private else 0o666)
+    return FileOutput(os.fspath(local(location)), overwrite=overwrite, mode=0o600 if private else 0o666)
 
 
 def open_tree_output(location: str | os.PathLike[str], *, overwrite: bool, private: bool) -> TreeOutput:
@@ -245,4 +264,4 @@ def open_tree_output(location: str | os.PathLike[str], *, overwrite: bool, priva
         from strongroom.model.remote import RemoteTreeOutput
 
         return RemoteTreeOutput(str(location), overwrite=overwrite)
-    return LocalTreeOutput(os.fspath(location), overwrite=overwrite, private=private)
+    return LocalTreeOutput(os.fspath(local(location)), overwrite=overwrite, private=private)

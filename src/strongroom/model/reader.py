@@ -32,9 +32,10 @@ from strongroom.format.manifest import Entry, Manifest
 from strongroom.format.paths import MANIFEST, SEALED_SUFFIX
 from strongroom.keys.base import Identity, unwrap
 from strongroom.model.file import SealedFile
+from strongroom.model.location import is_url, local
 from strongroom.model.memory import allocate, allocate_bytes
 from strongroom.model.payload import ClearContent, Content, Progress, SealedContent
-from strongroom.model.storage import Source, Tree, is_url, open_source, open_tree
+from strongroom.model.storage import LocalSource, LocalTree, Source, Tree
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -78,15 +79,14 @@ def locate(location: str | os.PathLike[str]) -> tuple[Source, Tree | None]:
         NotFound: nothing is there.
         NotSealed: a directory without ``MANIFEST.sealed``.
     """
-    if not is_url(location):
-        directory = os.path.isdir(location)
-    else:
-        from strongroom.model.remote import is_directory
+    if is_url(location):
+        from strongroom.model.remote import locate_remote
 
-        directory = is_directory(str(location))
-    if not directory:
-        return open_source(location), None
-    tree = open_tree(location)
+        return locate_remote(str(location))
+    location = local(location)
+    if not os.path.isdir(location):
+        return LocalSource(location), None
+    tree = LocalTree(location)
     try:
         return tree.source(MANIFEST + SEALED_SUFFIX), tree
     except NotFound:
@@ -246,6 +246,10 @@ class SealedModel:
                 raise ManifestMismatch(
                     entry.path, f"the file has {content.size} bytes, not {entry.size}"
                 )
+        except StrongroomError as error:
+            source.close()
+            error.within(entry.path)
+            raise
         except BaseException:
             source.close()
             raise
@@ -280,7 +284,12 @@ class SealedModel:
         Returns:
             How many bytes were written: the buffer's size, or fewer at the end of the file.
         """
-        return self.content(path).read_into(memoryview(buffer).cast("B"), offset, progress)
+        out = memoryview(buffer).cast("B")
+        if out.readonly:
+            raise TypeError("the buffer is read-only")
+        if offset < 0:
+            raise ValueError(f"negative offset {offset}")
+        return self.content(path).read_into(out, offset, progress)
 
     def load(self, path: str | None = None, progress: Progress | None = None) -> memoryview:
         """All of one file in fresh memory on huge pages; the fastest way to have it."""

@@ -3,213 +3,313 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any, Final
 
 from strongroom.errors import (
     AlreadyExists,
     MissingExtra,
     NotFound,
+    NotSealed,
     StorageError,
     StrongroomError,
     Truncated,
+    Unavailable,
     UsageError,
 )
+from strongroom.format.header import MAGIC
 from strongroom.format.paths import MANIFEST, SEALED_SUFFIX
+from strongroom.model.http import HttpSource, HttpTree
+from strongroom.model.location import is_http, public, scheme
 from strongroom.model.output import Output
-from strongroom.model.storage import Source
+from strongroom.model.ranges import RangeSource, file_system
+from strongroom.model.storage import Source, Tree
 
 __all__ = [
     "RemoteOutput",
-    "RemoteSource",
-    "RemoteTree",
     "RemoteTreeOutput",
-    "is_directory",
     "is_plain_directory",
+    "locate_remote",
+    "open_remote",
+    "open_remote_tree",
 ]
 
-_UNLISTABLE: Final = frozenset({"http", "https"})
+_ATOMIC: Final = frozenset({"s3", "s3a", "gs", "gcs"})
+"""Where a file cannot be seen before it is complete."""
+
+_EXCLUSIVE: Final = _ATOMIC | {"memory"}
+"""Where creating a file that somebody else has just created fails, and does not replace it."""
+
+_THERE = "Give another destination, or --force (overwrite=True) to replace it."
 
 
 @contextlib.contextmanager
-def _errors(url: str) -> Any:
-    """What fsspec's back ends raise, in terms of this project's tree."""
+def _errors(name: str) -> Iterator[None]:
+    """What fsspec's back ends raise, in terms of this project's tree.
+
+    Their texts, and the errors behind them, may hold signed URLs and headers: none is passed on.
+    """
     try:
         yield
     except StrongroomError:
         raise
-    except FileNotFoundError as error:
-        raise NotFound(f"{url}: nothing is there.") from error
-    except FileExistsError as error:
-        raise AlreadyExists(f"{url} exists already.") from error
-    except PermissionError as error:
-        raise UsageError(f"{url}: access is denied.", hint="Check the credentials.") from error
-    except ImportError as error:
-        raise MissingExtra(f"{url.split(':', 1)[0]}://", "remote") from error
+    except FileNotFoundError:
+        raise NotFound(f"{name}: nothing is there.") from None
+    except FileExistsError:
+        raise AlreadyExists(f"{name} exists already.", hint=_THERE) from None
+    except PermissionError:
+        raise UsageError(f"{name}: access is denied.", hint="Check the credentials.") from None
+    except ImportError:
+        raise MissingExtra(f"{scheme(name)}://", "remote") from None
+    except NotImplementedError:
+        raise UsageError(f"{scheme(name)}:// cannot do this.") from None
     except Exception as error:
-        # Client libraries raise whatever they like here; their texts may hold signed URLs.
         raise StorageError(
-            f"{url}: the request failed ({type(error).__name__}).",
-            hint="Check the network and the address, and try again.",
-        ) from error
+            f"{name}: the request failed ({type(error).__name__}).",
+            hint="Check the network, the address and the credentials, and try again.",
+        ) from None
 
 
-def _file_system(url: str) -> tuple[Any, str]:
-    try:
-        import fsspec
-    except ImportError:
-        raise MissingExtra(f"Reading {url.split(':', 1)[0]}:// URLs", "remote") from None
-    try:
-        fs, path = fsspec.core.url_to_fs(url)
-    except ValueError as error:
-        raise UsageError(f"{url}: {error}.") from None
-    except ImportError:
-        raise MissingExtra(f"{url.split(':', 1)[0]}://", "remote") from None
-    return fs, path
+class RemoteSource(RangeSource):
+    """One file of an fsspec file system; passing failures are retried by the file system."""
 
-
-class RemoteSource:
-    """One remote object. Requests of 8 MiB, eight at once: latency and not bandwidth of one
-    connection is what an object store makes a reader wait for.
-    """
-
-    request: Final = 8 << 20
-    threads: Final = 8
-
-    def __init__(self, fs: Any, path: str, name: str) -> None:
-        self.name = name
+    def __init__(self, fs: Any, path: str, name: str, size: int | None = None) -> None:
+        super().__init__(name)
         self._fs = fs
         self._path = path
-        with _errors(name):
-            info = fs.info(path)
-            if info.get("type") == "directory":
-                raise UsageError(f"{name} is a directory, not a file.")
-            if info.get("size") is None:
-                raise UsageError(
-                    f"{name}: the server does not say how large the file is.",
-                    hint="It must answer range requests; fetch the file with another program.",
-                )
-        self.size = int(info["size"])
+        self.size = self._stat() if size is None else size
 
-    @classmethod
-    def open(cls, url: str) -> RemoteSource:
-        return cls(*_file_system(url), url)
+    def _stat(self) -> int:
+        with _errors(self.name):
+            info = self._fs.info(self._path)
+        if info.get("type") == "directory":
+            raise UsageError(f"{self.name} is a directory, not a file.")
+        if info.get("size") is None:
+            raise UsageError(f"{self.name}: the place does not say how large the file is.")
+        return int(info["size"])
 
-    def read_into(self, offset: int, out: memoryview) -> None:
-        if not out:
-            return
+    def _fetch(self, offset: int, out: memoryview) -> None:
         with _errors(self.name):
             data = self._fs.cat_file(self._path, start=offset, end=offset + len(out))
         if len(data) < len(out):
             raise Truncated(f"{self.name} ends at {offset + len(data)}, before its contents do.")
         if len(data) > len(out):
-            raise StorageError(
-                f"{self.name}: the server does not answer range requests.",
-                hint="Fetch the file with another program.",
-            )
+            raise StorageError(f"{self.name}: the place sent more than was asked for.")
         out[:] = data
-
-    def close(self) -> None:
-        pass
 
 
 class RemoteTree:
     """A remote directory, by the prefix of its objects."""
 
-    def __init__(self, url: str) -> None:
-        self.name = url
-        self._fs, root = _file_system(url)
+    def __init__(self, fs: Any, root: str, name: str) -> None:
+        self.name = name.rstrip("/")
+        self._fs = fs
         self._root = root.rstrip("/")
+        self._sizes: dict[str, int] = {}
 
-    def _listable(self) -> bool:
-        protocol = self._fs.protocol
-        return not _UNLISTABLE & set([protocol] if isinstance(protocol, str) else protocol)
-
-    def sizes(self) -> dict[str, int] | None:
-        if not self._listable():
-            return None
+    def sizes(self) -> dict[str, int]:
         with _errors(self.name):
             found = self._fs.find(self._root, detail=True)
-        prefix = self._fs._strip_protocol(self._root).rstrip("/") + "/"
-        return {
+        prefix = self._root + "/"
+        self._sizes = {
             path.removeprefix(prefix): int(info["size"])
             for path, info in found.items()
-            if path.startswith(prefix)
+            if path.startswith(prefix) and info.get("type") != "directory"
         }
+        return self._sizes
 
     def source(self, path: str) -> Source:
-        return RemoteSource(self._fs, f"{self._root}/{path}", f"{self.name.rstrip('/')}/{path}")
+        # A size from the listing saves a request for each file.
+        size = self._sizes.get(path)
+        return RemoteSource(self._fs, f"{self._root}/{path}", f"{self.name}/{path}", size)
 
     def close(self) -> None:
         pass
 
 
-def is_directory(url: str) -> bool:
-    """Whether a sealed directory, and not a sealed file, is at ``url``."""
-    fs, path = _file_system(url)
-    with _errors(url):
-        return url.endswith("/") or bool(fs.exists(f"{path.rstrip('/')}/{MANIFEST}{SEALED_SUFFIX}"))
+def open_remote(url: str) -> Source:
+    """Open one remote file."""
+    if is_http(url):
+        return HttpSource(url)
+    return RemoteSource(*file_system(url), public(url))
+
+
+def open_remote_tree(url: str) -> Tree:
+    """Open a remote directory."""
+    if is_http(url):
+        return HttpTree(url)
+    return RemoteTree(*file_system(url), public(url))
+
+
+def locate_remote(url: str) -> tuple[Source, Tree | None]:
+    """The sealed file that holds the recipients, and the directory around it if it is a manifest.
+
+    Raises:
+        NotFound: nothing is there.
+        NotSealed: a directory without ``MANIFEST.sealed``.
+    """
+    if is_http(url):
+        return _locate_http(url)
+    fs, path = file_system(url)
+    name = public(url)
+    with _errors(name):
+        directory = fs.info(path).get("type") == "directory"
+    if not directory:
+        return RemoteSource(fs, path, name), None
+    tree = RemoteTree(fs, path, name)
+    try:
+        return tree.source(MANIFEST + SEALED_SUFFIX), tree
+    except NotFound:
+        raise NotSealed(f"{name} is not a sealed model: it has no {MANIFEST}{SEALED_SUFFIX}.") from None
+
+
+def _begins_sealed(source: Source) -> bool:
+    start = memoryview(bytearray(min(len(MAGIC), source.size)))
+    source.read_into(0, start)
+    return bytes(start) == MAGIC
+
+
+def _locate_http(url: str) -> tuple[Source, Tree | None]:
+    """A web server does not tell files from directories, and may answer anything for either."""
+    problem: StrongroomError = NotSealed(
+        f"{public(url)} is not a sealed model: it has no {MANIFEST}{SEALED_SUFFIX}."
+    )
+    if not url.partition("?")[0].endswith("/"):
+        try:
+            source = HttpSource(url)
+            if _begins_sealed(source):
+                return source, None
+            problem = NotSealed(f"{public(url)} is not a sealed file.")
+        except Unavailable:
+            raise
+        except StrongroomError as error:
+            problem = error
+    tree = HttpTree(url)
+    try:
+        manifest = tree.source(MANIFEST + SEALED_SUFFIX)
+        if _begins_sealed(manifest):
+            return manifest, tree
+    except Unavailable:
+        raise
+    except StrongroomError:
+        pass
+    raise problem from None
 
 
 def is_plain_directory(url: str) -> bool:
     """Whether a directory is at ``url``."""
-    fs, path = _file_system(url)
-    with _errors(url):
+    if is_http(url):
+        return url.partition("?")[0].endswith("/")
+    fs, path = file_system(url)
+    with _errors(public(url)):
         return bool(fs.isdir(path))
 
 
-class RemoteOutput:
-    """One remote object; stores make it visible when it is complete."""
+def _writable(url: str) -> tuple[Any, str]:
+    if is_http(url):
+        raise UsageError(
+            f"{public(url)}: nothing can be written by HTTP.",
+            hint="Write to a local path, or to an object store (s3://, gs://).",
+        )
+    return file_system(url)
 
-    def __init__(self, url: str, *, overwrite: bool) -> None:
-        self._url = url
-        self._fs, self._path = _file_system(url)
-        with _errors(url):
-            if not overwrite and self._fs.exists(self._path):
-                raise AlreadyExists(
-                    f"{url} exists already.", hint="Give another destination, or --force."
-                )
-            self._file = self._fs.open(self._path, "wb", autocommit=False)
+
+def _is_conflict(error: Exception) -> bool:
+    """Whether a commit failed because somebody else was first (HTTP 412)."""
+    return isinstance(error, FileExistsError) or "recondition" in f"{error} {error.__cause__}"
+
+
+class RemoteOutput:
+    """One remote file; object stores make it visible when it is complete."""
+
+    def __init__(self, fs: Any, path: str, name: str, *, overwrite: bool) -> None:
+        self._name = name
+        self._fs = fs
+        self._path = path
+        self._open = False
+        with _errors(name):
+            self._new = not fs.exists(path)
+            if not self._new and not overwrite:
+                raise AlreadyExists(f"{name} exists already.", hint=_THERE)
+            exclusive = not overwrite and scheme(name) in _EXCLUSIVE
+            self._file = fs.open(path, "xb" if exclusive else "wb", autocommit=False)
+            self._open = True
+        # Whether what is there under the name, if anything is, comes from here.
+        self._ours = self._new and scheme(name) not in _ATOMIC
+
+    @classmethod
+    def begin(cls, url: str, *, overwrite: bool) -> RemoteOutput:
+        return cls(*_writable(url), public(url), overwrite=overwrite)
 
     def write(self, data: memoryview | bytes) -> None:
-        with _errors(self._url):
+        with _errors(self._name):
             self._file.write(data)
 
     def commit(self) -> None:
-        with _errors(self._url):
+        with _errors(self._name):
             self._file.close()
-            self._file.commit()
+            # A commit whose answer is lost may have been carried out.
+            self._ours = self._new
+            try:
+                self._file.commit()
+            except Exception as error:
+                if _is_conflict(error):
+                    self._ours = False
+                    raise FileExistsError from None
+                raise
+        self._forget()
 
     def abort(self) -> None:
-        if not self._file.closed:
+        if not self._open:
+            return
+        # Closing it, as its destructor does, would upload what is buffered.
+        self._file.closed = True
+        with contextlib.suppress(Exception):
+            self._file.discard()
+        self._forget()
+        self.remove()
+
+    def remove(self) -> None:
+        """Take away what this has put there, complete or not."""
+        if self._ours:
             with contextlib.suppress(Exception):
-                self._file.discard()
-            # Closing would upload what is buffered.
-            self._file.closed = True
+                self._fs.rm_file(self._path)
+
+    def _forget(self) -> None:
+        """Files that do not commit themselves are kept by fsspec for a transaction; there is none."""
+        self._open = False
+        with contextlib.suppress(ValueError):
+            self._fs.transaction.files.remove(self._file)
 
 
 class RemoteTreeOutput:
     """A remote directory. The manifest comes last: without it nothing there is a sealed model."""
 
     def __init__(self, url: str, *, overwrite: bool) -> None:
-        self._url = url.rstrip("/")
-        self._fs, self._root = _file_system(self._url)
-        self._overwrite = overwrite
-        self._written: list[str] = []
-        with _errors(url):
-            if not overwrite and self._fs.exists(self._root):
-                raise AlreadyExists(
-                    f"{url} exists already.", hint="Give another destination, or --force."
-                )
+        self._name = public(url).rstrip("/")
+        self._fs, root = _writable(url)
+        self._root = root.rstrip("/")
+        self._files: list[RemoteOutput] = []
+        with _errors(self._name):
+            there = self._fs.exists(self._root)
+        if there and overwrite:
+            raise UsageError(
+                f"{self._name} exists already, and a remote directory cannot be replaced in one step.",
+                hint="Write to a new URL, and remove the old one when nobody reads it any more.",
+            )
+        if there:
+            raise AlreadyExists(f"{self._name} exists already.", hint="Give another destination.")
 
     def file(self, path: str) -> Output:
-        self._written.append(f"{self._root}/{path}")
-        return RemoteOutput(f"{self._url}/{path}", overwrite=self._overwrite)
+        output = RemoteOutput(self._fs, f"{self._root}/{path}", f"{self._name}/{path}", overwrite=False)
+        self._files.append(output)
+        return output
 
     def commit(self) -> None:
-        self._written.clear()
+        self._files.clear()
 
     def abort(self) -> None:
-        for path in self._written:
-            with contextlib.suppress(Exception):
-                self._fs.rm_file(path)
-        self._written.clear()
+        for output in reversed(self._files):  # the manifest first
+            output.abort()
+            output.remove()
+        self._files.clear()

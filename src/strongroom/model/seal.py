@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fnmatch
 import hashlib
 import itertools
@@ -18,10 +19,11 @@ from strongroom.format.limits import DEFAULT_SEGMENT
 from strongroom.format.manifest import Entry, Manifest
 from strongroom.format.paths import MANIFEST, SEALED_SUFFIX, check_path
 from strongroom.keys.base import Recipient
+from strongroom.model.location import base_name, is_url, local, public
 from strongroom.model.output import Output, TreeOutput, open_file_output, open_tree_output
 from strongroom.model.payload import Progress
 from strongroom.model.reader import SealedModel
-from strongroom.model.storage import LocalSource, Source, is_url, open_source, open_tree
+from strongroom.model.storage import LocalSource, Source, open_source, open_tree
 from strongroom.model.writer import PayloadWriter, SealingKeys, write_sealed
 
 __all__ = [
@@ -56,7 +58,7 @@ def checked_path(path: str, where: str) -> str:
         checked = check_path(unicodedata.normalize("NFC", path))
     except Malformed as error:
         raise UsageError(
-            f"{where}: the name cannot be sealed: it {error.message.split(': ', 1)[1]}",
+            f"{where}: the name cannot be sealed: it {error.problem}.",
             hint="Rename the file.",
         ) from None
     if checked == MANIFEST:
@@ -78,7 +80,9 @@ def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> list[P
             path = f"{prefix}{entry.name}"
             try:
                 status = entry.stat()
-            except FileNotFoundError:
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ELOOP):
+                    raise
                 raise UsageError(f"{entry.path}: the symbolic link leads nowhere.") from None
             if stat.S_ISDIR(status.st_mode):
                 found += _walk(entry.path, path + "/", inside)
@@ -105,6 +109,7 @@ def collect(location: str | os.PathLike[str]) -> list[PlainFile] | PlainFile:
     Raises:
         UsageError: something there cannot be sealed.
     """
+    location = local(location)
     if is_url(location):
         return _collect_remote(str(location))
     with os_errors(location):
@@ -120,21 +125,20 @@ def collect(location: str | os.PathLike[str]) -> list[PlainFile] | PlainFile:
 def _collect_remote(url: str) -> list[PlainFile] | PlainFile:
     from strongroom.model.remote import is_plain_directory
 
+    name = public(url).rstrip("/")
     if not is_plain_directory(url):
         source = open_source(url)
-        return PlainFile(
-            checked_path(url.rstrip("/").rsplit("/", 1)[1], url), source.size, lambda: source
-        )
+        return PlainFile(checked_path(base_name(url), name), source.size, lambda: source)
     tree = open_tree(url)
     sizes = tree.sizes()
     if sizes is None:
-        raise UsageError(f"{url}: this place cannot be listed.", hint="Seal its files one by one.")
+        raise UsageError(f"{name}: this place cannot be listed.", hint="Seal its files one by one.")
 
     def opener(path: str) -> Callable[[], Source]:
         return lambda: tree.source(path)
 
-    files = [PlainFile(checked_path(p, f"{url}/{p}"), size, opener(p)) for p, size in sizes.items()]
-    return _checked(files, url)
+    files = [PlainFile(checked_path(p, f"{name}/{p}"), size, opener(p)) for p, size in sizes.items()]
+    return _checked(files, name)
 
 
 def _checked(files: list[PlainFile], where: str) -> list[PlainFile]:
@@ -171,9 +175,7 @@ class SealJob:
         try:
             check_segment_size(self.segment)
         except Malformed as error:
-            raise UsageError(
-                f"The segment size {error.message.split('segment ', 1)[1]}", hint="Use 1048576."
-            ) from None
+            raise UsageError(f"The segment size {error.problem}.", hint="Use 1048576.") from None
 
     def is_clear(self, path: str) -> bool:
         name = path.rsplit("/", 1)[-1]
@@ -193,13 +195,25 @@ def _refuse_sealed(source: Source) -> None:
 
 
 def _check_destination(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> None:
-    """Refuse a destination that is the source, or lies inside it."""
-    if is_url(source) or is_url(destination) or destination == "-":
+    """Refuse a destination that is the source, lies inside it, or is a directory around it."""
+    if destination == "-" or is_url(source) != is_url(destination):
         return
-    outer, inner = os.path.realpath(source), os.path.realpath(destination)
-    if inner == outer or inner.startswith(outer + os.sep):
-        raise UsageError(
-            f"The destination {os.fspath(destination)} is the source itself or lies in it."
+    if is_url(source):
+        outer, inner = (public(str(one)).rstrip("/") for one in (source, destination))
+    else:
+        outer, inner = (os.path.realpath(local(one)) for one in (source, destination))
+    if inner == outer or inner.startswith(outer + "/"):
+        raise UsageError(f"The destination {inner} is the source itself or lies in it.")
+    if outer.startswith(inner.rstrip("/") + "/"):
+        # Replacing it would remove the source.
+        raise UsageError(f"The source lies in the destination {inner}.")
+
+
+def _check_unchanged(source: Source) -> None:
+    if isinstance(source, LocalSource) and source.changed():
+        raise SourceChanged(
+            f"{source.name} changed while it was sealed.",
+            hint="Seal it again when nothing writes to it.",
         )
 
 
@@ -246,6 +260,7 @@ def _seal_file(
         output.write(area)
         writer = PayloadWriter(keys.keys, path, job.segment, output.write)
         writer.copy_from(source, job.progress)
+        _check_unchanged(source)
         output.commit()
     except BaseException:
         output.abort()
@@ -269,7 +284,7 @@ def _seal_tree(
     try:  # before anything is written
         Manifest.of([_entry(file, job.is_clear(file.path)) for file in files])
     except Malformed as error:
-        raise UsageError(f"The directory cannot be sealed: {error.message}") from None
+        raise UsageError(f"The directory cannot be sealed: it {error.problem}.") from None
     area = keys.area(MANIFEST, job.segment, job.meta)
     output = open_tree_output(destination, overwrite=job.overwrite, private=False)
     try:
@@ -317,6 +332,7 @@ def _copy_clear(source: Source, path: str, output: Output, progress: Progress | 
             output.write(chunk)
             if progress:
                 progress(len(chunk))
+        _check_unchanged(source)
         output.commit()
     except BaseException:
         output.abort()

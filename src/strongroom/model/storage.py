@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterator
 from typing import Final, Protocol
 
 from strongroom.errors import NotFound, Truncated, UsageError, os_errors
+from strongroom.model.location import is_url, local
 
-__all__ = ["LocalSource", "LocalTree", "Source", "Tree", "is_url", "open_source", "open_tree"]
+__all__ = ["LocalSource", "LocalTree", "Source", "Tree", "open_source", "open_tree"]
 
 
 class Source(Protocol):
@@ -78,13 +80,24 @@ class LocalSource:
             # O_NONBLOCK: opening a FIFO would wait for a writer before fstat could refuse it.
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
             self._descriptor = os.open(path, flags, dir_fd=directory)
-            status = os.fstat(self._descriptor)
-        if not stat.S_ISREG(status.st_mode):
+            self._opened = os.fstat(self._descriptor)
+        if not stat.S_ISREG(self._opened.st_mode):
             self.close()
             raise UsageError(f"{self.name} is not a regular file.")
-        self.size = status.st_size
+        self.size = self._opened.st_size
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def changed(self) -> bool:
+        """Whether somebody has written to the file since it was opened."""
+        now = os.fstat(self._descriptor)
+        before = self._opened
+        return (now.st_size, now.st_mtime_ns) != (before.st_size, before.st_mtime_ns)
 
     def read_into(self, offset: int, out: memoryview) -> None:
+        if self._descriptor < 0:
+            raise ValueError("I/O operation on a closed model.")
         done = 0
         while done < len(out):
             try:
@@ -116,18 +129,33 @@ class LocalTree:
             self._descriptor = os.open(path, flags)
 
     def sizes(self) -> dict[str, int]:
-        found: dict[str, int] = {}
         with os_errors(self.name):
-            for root, _, names, directory in os.fwalk(
-                ".", dir_fd=self._descriptor, follow_symlinks=True
-            ):
-                for name in names:
+            return dict(self._walk("", frozenset()))
+
+    def _walk(self, folder: str, above: frozenset[tuple[int, int]]) -> Iterator[tuple[str, int]]:
+        """Files below ``folder`` ("" or with a final slash); symbolic links back up are not followed."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+        descriptor = os.open(folder or ".", flags, dir_fd=self._descriptor)
+        try:
+            status = os.fstat(descriptor)
+            if (status.st_dev, status.st_ino) in above:
+                return
+            inside = above | {(status.st_dev, status.st_ino)}
+            folders = []
+            with os.scandir(descriptor) as entries:
+                for entry in entries:
                     try:
-                        size = os.stat(name, dir_fd=directory).st_size
-                    except FileNotFoundError:
+                        status = entry.stat()
+                    except OSError:  # a link that leads nowhere, a file just removed
                         continue
-                    found[os.path.normpath(os.path.join(root, name))] = size
-        return found
+                    if stat.S_ISDIR(status.st_mode):
+                        folders.append(f"{folder}{entry.name}/")
+                    else:
+                        yield folder + entry.name, status.st_size
+        finally:
+            os.close(descriptor)
+        for inner in folders:
+            yield from self._walk(inner, inside)
 
     def source(self, path: str) -> LocalSource:
         try:
@@ -144,24 +172,19 @@ class LocalTree:
         self.close()
 
 
-def is_url(location: str | os.PathLike[str]) -> bool:
-    """Whether a location is for fsspec and not a local path."""
-    return isinstance(location, str) and "://" in location
-
-
 def open_source(location: str | os.PathLike[str]) -> Source:
     """Open one file, local or remote."""
     if is_url(location):
-        from strongroom.model.remote import RemoteSource
+        from strongroom.model.remote import open_remote
 
-        return RemoteSource.open(str(location))
-    return LocalSource(location)
+        return open_remote(str(location))
+    return LocalSource(local(location))
 
 
 def open_tree(location: str | os.PathLike[str]) -> Tree:
     """Open a directory, local or remote."""
     if is_url(location):
-        from strongroom.model.remote import RemoteTree
+        from strongroom.model.remote import open_remote_tree
 
-        return RemoteTree(str(location))
-    return LocalTree(location)
+        return open_remote_tree(str(location))
+    return LocalTree(local(location))

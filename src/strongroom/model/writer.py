@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from strongroom.crypto.derive import BUNDLE_SIZE, DEK_SIZE, ModelKeys
 from strongroom.crypto.secret import SecretBytes
 from strongroom.crypto.segments import PREFIX_SIZE, SALT_SIZE, TAG_SIZE, SegmentCipher
-from strongroom.errors import LimitExceeded, SourceChanged, Truncated, UsageError
+from strongroom.errors import LimitExceeded, Malformed, SourceChanged, Truncated, UsageError
+from strongroom.format.encoding import dump_json, load_json
 from strongroom.format.header import Header, HeaderArea, check_segment_size
 from strongroom.format.layout import PREAMBLE_SIZE, Layout, build_preamble
 from strongroom.format.limits import DEFAULT_SEGMENT, MAX_SEGMENTS
 from strongroom.keys.base import Recipient
+from strongroom.keys.passphrase import check_count
 from strongroom.model.output import Output
 from strongroom.model.parallel import default_threads, in_order
 from strongroom.model.payload import Progress
@@ -41,7 +43,13 @@ def build_meta(
         if key in result and key != "created":
             raise UsageError(f"meta.{key} is given twice.")
         result[key] = value
-    return result
+    try:
+        return load_json(dump_json(result), "meta")
+    except (TypeError, ValueError, RecursionError, Malformed):
+        raise UsageError(
+            "The metadata cannot be written as JSON.",
+            hint="Use text, numbers, lists and dictionaries of these, at most 30 levels deep.",
+        ) from None
 
 
 @dataclass
@@ -66,6 +74,7 @@ class SealingKeys:
             raise UsageError("A model must be sealed for somebody.", hint="Give a key or a recipient.")
         header = Header(self.bundle, path, segment, (), meta)
         entries = [recipient.wrap(self.dek, header) for recipient in self.recipients]
+        check_count(entries)
         return HeaderArea.build(Header(self.bundle, path, segment, entries, meta), self.keys.header_mac)
 
     def member_area(self, path: str, segment: int) -> bytes:
@@ -183,7 +192,7 @@ class PayloadWriter:
 
             return produce
 
-        self._produce(layout.count, make_produce, default_threads())
+        self._produce(layout.count, make_produce, source.threads or default_threads())
         self.size = source.size
 
     def finish(self) -> int:
@@ -201,11 +210,15 @@ def write_sealed(
     keys: SealingKeys, area: bytes, path: str, segment: int, output: Output, data: Buffer
 ) -> PayloadWriter:
     """A whole sealed file from memory, committed."""
-    output.write(area)
-    writer = PayloadWriter(keys.keys, path, segment, output.write)
-    writer.write(data)
-    writer.finish()
-    output.commit()
+    try:
+        output.write(area)
+        writer = PayloadWriter(keys.keys, path, segment, output.write)
+        writer.write(data)
+        writer.finish()
+        output.commit()
+    except BaseException:
+        output.abort()
+        raise
     return writer
 
 
