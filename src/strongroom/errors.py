@@ -67,7 +67,19 @@ __all__ = [
     "UsageError",
     "WrongPassphrase",
     "os_errors",
+    "printable",
 ]
+
+
+def printable(text: str) -> str:
+    """``text`` with control characters and what is not UTF-8 as escapes.
+
+    Names, recipients and metadata come from files that somebody else may have made; printed as
+    they are, they could steer a terminal or forge a line of a log.
+    """
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in text
+    )
 
 
 class StrongroomError(Exception):
@@ -81,9 +93,14 @@ class StrongroomError(Exception):
     exit_code: ClassVar[int] = 70
 
     def __init__(self, message: str, *, hint: str | None = None) -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
+        self.message = printable(message)
+        self.hint = hint if hint is None else printable(hint)
+        super().__init__(self.message)
+
+    def within(self, path: str) -> None:
+        """Say which file of a model this is about, unless the message does already."""
+        if path not in self.message:
+            self.message = printable(f"{path}: {self.message}")
 
     # OSError among the bases would print "[Errno …]"; the message alone is the sentence.
     def __str__(self) -> str:
@@ -139,6 +156,7 @@ class Malformed(FormatError):
     def __init__(self, field: str, problem: str, *, hint: str | None = None) -> None:
         super().__init__(f"Malformed sealed file: {field} {problem}.", hint=hint)
         self.field = field
+        self.problem = problem
 
 
 class LimitExceeded(FormatError):
@@ -227,6 +245,10 @@ class SourceChanged(Unavailable):
     """A plaintext file changed while it was being sealed."""
 
 
+# No retry helps against these, unlike a full disk or a lost connection.
+_OF_THE_CALLER = (errno.ELOOP, errno.ENAMETOOLONG, errno.ENXIO, errno.EROFS)
+
+
 @contextmanager
 def os_errors(where: str | os.PathLike[str]) -> Iterator[None]:
     """Turn an OSError of the block into this tree, naming ``where``."""
@@ -242,5 +264,7 @@ def os_errors(where: str | os.PathLike[str]) -> Iterator[None]:
         raise UsageError(f"{where}: {os.strerror(error.errno or 0).lower()}.") from error
     except OSError as error:
         reason = os.strerror(error.errno).lower() if error.errno else str(error)
+        if error.errno in _OF_THE_CALLER:
+            raise UsageError(f"{where}: {reason}.") from error
         hint = "Free some space and run it again." if error.errno == errno.ENOSPC else None
         raise StorageError(f"{where}: {reason}.", hint=hint) from error

@@ -24,7 +24,7 @@ _SEED: Final = 32
 
 
 def _xwing_private(seed: SecretBytes) -> hpke.MLKEM768X25519PrivateKey:
-    with SecretBytes(hashlib.shake_256(seed.buffer).digest(96)) as expanded:
+    with SecretBytes.take(hashlib.shake_256(seed.buffer).digest(96)) as expanded:
         return hpke.MLKEM768X25519PrivateKey(
             mlkem.MLKEM768PrivateKey.from_seed_bytes(expanded.buffer[:64]),
             x25519.X25519PrivateKey.from_private_bytes(expanded.buffer[64:]),
@@ -39,7 +39,7 @@ def _xwing_public(raw: bytes) -> hpke.MLKEM768X25519PublicKey:
 
 
 def _xwing_public_of(seed: SecretBytes) -> bytes:
-    with SecretBytes(hashlib.shake_256(seed.buffer).digest(96)) as expanded:
+    with SecretBytes.take(hashlib.shake_256(seed.buffer).digest(96)) as expanded:
         first = mlkem.MLKEM768PrivateKey.from_seed_bytes(expanded.buffer[:64]).public_key()
         second = x25519.X25519PrivateKey.from_private_bytes(expanded.buffer[64:]).public_key()
     return first.public_bytes_raw() + second.public_bytes_raw()
@@ -84,7 +84,7 @@ class Kem:
         """
         if len(sealed) < self.encapsulated_size + 16:
             raise InvalidTag
-        return SecretBytes(self._suite.decrypt(sealed, self._private(secret), info))
+        return SecretBytes.take(self._suite.decrypt(sealed, self._private(secret), info))
 
 
 def _suite(kem: hpke.KEM) -> hpke.Suite:

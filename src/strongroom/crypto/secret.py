@@ -5,13 +5,14 @@ from __future__ import annotations
 import hmac
 import mmap
 import os
+import sys
 from functools import cache
 from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["SecretBytes", "keep_out_of_core_dumps"]
+__all__ = ["SecretBytes", "keep_out_of_core_dumps", "wipe_bytes"]
 
 
 @cache
@@ -49,6 +50,15 @@ def keep_out_of_core_dumps() -> None:
         pass
 
 
+def wipe_bytes(data: bytes) -> None:
+    """Zero a ``bytes`` in place, against its nature: only for one that nobody else will look at."""
+    if len(data) > 1 and sys.implementation.name == "cpython":  # shorter ones are shared
+        import ctypes
+
+        header = bytes.__basicsize__ - 1  # what precedes the contents, less the final NUL
+        ctypes.memset(id(data) + header, 0, len(data))
+
+
 class SecretBytes:
     """A fixed number of secret bytes in a page of their own.
 
@@ -63,6 +73,16 @@ class SecretBytes:
         with memoryview(data).cast("B") as view:
             self._allocate(len(view))
             self._memory[: len(view)] = view
+
+    @classmethod
+    def take(cls, data: bytes) -> SecretBytes:
+        """Move ``data`` here: the ``bytes``, which some libraries give and nobody can wipe, is zeroed.
+
+        It must be nobody else's: a result just returned, never a constant.
+        """
+        secret = cls(data)
+        wipe_bytes(data)
+        return secret
 
     def _allocate(self, size: int) -> None:
         if size < 1:

@@ -9,6 +9,7 @@ import re
 from typing import Any, Final
 
 from strongroom.errors import Malformed
+from strongroom.format.limits import MAX_JSON_DEPTH
 
 __all__ = ["b64url", "dump_json", "load_json", "unb64url"]
 
@@ -50,8 +51,18 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"holds {name}, which is not JSON")
 
 
+def _check_depth(value: object, left: int) -> None:
+    if not isinstance(value, dict | list):
+        return
+    if left == 0:
+        raise RecursionError
+    for member in value.values() if isinstance(value, dict) else value:
+        _check_depth(member, left - 1)
+
+
 def load_json(data: bytes, field: str) -> dict[str, Any]:
-    """Parse a JSON object: UTF-8 without BOM, no duplicate keys, no NaN, no lone surrogates.
+    """Parse a JSON object: UTF-8 without BOM, no duplicate keys, no NaN, no number above what a
+    double holds, no lone surrogates, at most 32 levels.
 
     Raises:
         Malformed: anything else.
@@ -59,8 +70,9 @@ def load_json(data: bytes, field: str) -> dict[str, Any]:
     try:
         text = data.decode("utf-8")
         value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
-        # A lone surrogate can be escaped in JSON but not written as UTF-8 again.
-        json.dumps(value, ensure_ascii=False).encode("utf-8")
+        _check_depth(value, MAX_JSON_DEPTH)
+        # A lone surrogate and 1e999 can be said in JSON and not be written again.
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeError:
         raise Malformed(field, "is not UTF-8") from None
     except json.JSONDecodeError as error:

@@ -15,6 +15,9 @@ MAX_SEGMENT: Final = 1 << 24
 DEFAULT_SEGMENT: Final = 1 << 20
 """1 MiB is on the plateau of AES-GCM's speed and fits the L2 cache; a reader's scratch is one segment."""
 
+MAX_JSON_DEPTH: Final = 32
+"""Objects and arrays inside one another: nobody needs more in ``meta``, and a parser's stack is finite."""
+
 MAX_SEGMENTS: Final = 1 << 32
 """The nonce holds the number of a segment in 32 bits."""
 

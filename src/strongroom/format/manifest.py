@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from strongroom.crypto.segments import SALT_SIZE
-from strongroom.errors import Malformed
+from strongroom.errors import LimitExceeded, Malformed, UnsupportedVersion
 from strongroom.format.encoding import b64url, dump_json, load_json, unb64url
-from strongroom.format.limits import MAX_SEGMENT, MAX_SEGMENTS
+from strongroom.format.limits import MAX_MANIFEST, MAX_SEGMENT, MAX_SEGMENTS
 from strongroom.format.paths import MANIFEST, SEALED_SUFFIX, check_path
 
 __all__ = ["Entry", "Manifest"]
@@ -97,13 +97,20 @@ class Manifest:
         """Parse and check the JSON.
 
         Raises:
-            Malformed: a rule is broken; ``field`` says which member.
+            UnsupportedVersion: ``v`` is not 1.
+            Malformed: any other rule is broken; ``field`` says which member.
         """
         members = load_json(raw, "manifest")
+        version = members.get("v")
+        if type(version) is not int:
+            raise Malformed("manifest.v", "is not an integer")
+        if version != 1:
+            raise UnsupportedVersion(
+                f"The manifest has version {version}; this release reads version 1.",
+                hint="Upgrade strongroom.",
+            )
         if set(members) != {"v", "files"}:
             raise Malformed("manifest", "has not exactly v and files")
-        if type(members["v"]) is not int or members["v"] != 1:
-            raise Malformed("manifest.v", "is not 1")
         if not isinstance(members["files"], list):
             raise Malformed("files", "is not an array")
         manifest = cls(
@@ -115,5 +122,14 @@ class Manifest:
         return manifest
 
     def encode(self) -> bytes:
-        """The JSON that a writer puts in ``MANIFEST.sealed``."""
-        return dump_json({"v": 1, "files": [entry._json() for entry in self.files]})
+        """The JSON that a writer puts in ``MANIFEST.sealed``.
+
+        Raises:
+            LimitExceeded: it is larger than a reader accepts.
+        """
+        encoded = dump_json({"v": 1, "files": [entry._json() for entry in self.files]})
+        if len(encoded) > MAX_MANIFEST:
+            raise LimitExceeded(
+                f"The manifest would have {len(encoded)} bytes; at most {MAX_MANIFEST} are read."
+            )
+        return encoded

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, runtime_checkable
 
+from strongroom.crypto.derive import DEK_SIZE
 from strongroom.crypto.secret import SecretBytes
-from strongroom.errors import ManifestMismatch, NoMatchingRecipient, WrongPassphrase
+from strongroom.errors import HeaderTampered, ManifestMismatch, NoMatchingRecipient, WrongPassphrase
 from strongroom.format.header import Header
 
 __all__ = ["Identity", "Recipient", "describe", "unwrap"]
+
+
+_NAMED: Final = 8
+"""How many recipients a message lists; a header can hold thousands."""
 
 
 @runtime_checkable
@@ -50,6 +55,7 @@ def unwrap(header: Header, identities: Sequence[Identity]) -> SecretBytes:
     Raises:
         ManifestMismatch: the file is one of a directory, whose manifest has the recipients.
         NoMatchingRecipient, WrongPassphrase: no identity fits.
+        HeaderTampered: what a recipient wraps is no DEK.
         StrongroomError: an identity fits and fails.
     """
     if not header.recipients:
@@ -61,18 +67,22 @@ def unwrap(header: Header, identities: Sequence[Identity]) -> SecretBytes:
     wrong: WrongPassphrase | None = None
     for identity in identities:
         try:
-            return identity.unwrap(header)
+            dek = identity.unwrap(header)
         except NoMatchingRecipient:
             continue
         except WrongPassphrase as error:
             wrong = error
+        else:
+            if len(dek) != DEK_SIZE:  # a public key wraps whatever anybody likes
+                raise HeaderTampered(f"A recipient wraps a key of {len(dek)} bytes, not {DEK_SIZE}.")
+            return dek
     if wrong is not None:
         raise wrong
     names = [describe(entry) for entry in header.recipients]
     raise NoMatchingRecipient(
         f"None of the {len(identities)} given keys opens this model; it is sealed for: "
-        + "; ".join(names)
-        + ".",
+        + "; ".join(names[:_NAMED])
+        + (f" and {len(names) - _NAMED} more." if len(names) > _NAMED else "."),
         recipients=names,
         hint="Give the key of one of these recipients.",
     )

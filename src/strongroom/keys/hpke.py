@@ -121,7 +121,7 @@ class HpkeIdentity:
         if len(lines) != 1:
             raise InvalidKey(f"An identity file holds one key, this one {len(lines)}.")
         kem, raw = _from_text(lines[0], _SECRET, "identity")
-        return cls(kem, SecretBytes(raw))
+        return cls(kem, SecretBytes.take(raw))
 
     def encode(self) -> bytes:
         """The content of an identity file."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.kdf.argon2 import Argon2id
@@ -27,7 +28,7 @@ from strongroom.format.limits import (
 )
 from strongroom.keys.symmetric import WRAPPED_SIZE, unwrap_dek
 
-__all__ = ["ALG", "Passphrase"]
+__all__ = ["ALG", "Passphrase", "check_count"]
 
 ALG: Final = "Argon2id+A256KW"
 _SALT_SIZE: Final = 16
@@ -37,13 +38,27 @@ _LANES: Final = 4
 # RFC 9106, section 4, second recommended option: 64 MiB, some 0.1 s of one core here.
 
 
-def _bounded(entry: dict[str, Any], name: str, low: int, high: int, where: str) -> int:
+def _bounded(entry: Mapping[str, Any], name: str, low: int, high: int, where: str) -> int:
     value = entry.get(name)
     if type(value) is not int or value < low:
         raise Malformed(f"{where}.{name}", f"is not an integer of at least {low}")
     if value > high:
         raise LimitExceeded(f"Argon2id parameter {name} of {where} is {value}, above {high}.")
     return value
+
+
+def check_count(entries: Sequence[Mapping[str, Any]]) -> int:
+    """How many of the recipients are passphrases.
+
+    Raises:
+        LimitExceeded: more than a reader tries.
+    """
+    count = [entry["alg"] for entry in entries].count(ALG)
+    if count > MAX_PASSPHRASES:
+        raise LimitExceeded(
+            f"The header has {count} passphrase recipients; at most {MAX_PASSPHRASES} are tried."
+        )
+    return count
 
 
 class Passphrase:
@@ -67,7 +82,7 @@ class Passphrase:
     def _kek(self, salt: bytes, passes: int, memory: int, lanes: int) -> SecretBytes:
         kek = SecretBytes.zeros(32)
         kdf = Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes, memory_cost=memory)
-        kdf.derive_into(bytes(self._secret.buffer), kek.buffer)
+        kdf.derive_into(self._secret.buffer, kek.buffer)  # type: ignore[arg-type]  # takes any buffer
         return kek
 
     def wrap(self, dek: SecretBytes, header: Header) -> dict[str, Any]:
@@ -84,19 +99,14 @@ class Passphrase:
         }
 
     def unwrap(self, header: Header) -> SecretBytes:
-        count = sum(entry["alg"] == ALG for entry in header.recipients)
-        if count > MAX_PASSPHRASES:
-            raise LimitExceeded(
-                f"The header has {count} passphrase recipients; at most {MAX_PASSPHRASES} are tried."
-            )
+        count = check_count(header.recipients)
         for index, entry in enumerate(header.recipients):
             if entry["alg"] != ALG:
                 continue
             where = f"recipients[{index}]"
-            members = dict(entry)
-            passes = _bounded(members, "t", 1, MAX_ARGON2_PASSES, where)
-            lanes = _bounded(members, "p", 1, MAX_ARGON2_LANES, where)
-            memory = _bounded(members, "m", 8 * lanes, MAX_ARGON2_MEMORY, where)
+            passes = _bounded(entry, "t", 1, MAX_ARGON2_PASSES, where)
+            lanes = _bounded(entry, "p", 1, MAX_ARGON2_LANES, where)
+            memory = _bounded(entry, "m", 8 * lanes, MAX_ARGON2_MEMORY, where)
             salt = unb64url(entry.get("salt"), f"{where}.salt", _SALT_SIZE)
             wrapped = unb64url(entry.get("encrypted_key"), f"{where}.encrypted_key", WRAPPED_SIZE)
             with self._kek(salt, passes, memory, lanes) as kek:

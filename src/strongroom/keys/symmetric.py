@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.keywrap import (
     aes_key_wrap,
 )
 
-from strongroom.crypto.secret import SecretBytes
+from strongroom.crypto.secret import SecretBytes, wipe_bytes
 from strongroom.errors import HeaderTampered, InvalidKey, NoMatchingRecipient
 from strongroom.format.encoding import b64url, unb64url
 from strongroom.format.header import Header
@@ -31,16 +31,23 @@ def unwrap_dek(kek: SecretBytes, wrapped: bytes) -> SecretBytes:
     Raises:
         InvalidUnwrap: wrapped under another key, or changed.
     """
-    return SecretBytes(aes_key_unwrap(kek.buffer, wrapped))
+    return SecretBytes.take(aes_key_unwrap(kek.buffer, wrapped))
 
 
 class SymmetricKey:
-    """A 32-byte symmetric key: recipient and identity in one."""
+    """A 32-byte symmetric key: recipient and identity in one. ``kid`` is its JWK thumbprint (RFC 7638)."""
 
     def __init__(self, key: SecretBytes) -> None:
         if len(key) != _SIZE:
             raise InvalidKey(f"A symmetric key has {_SIZE} bytes, this one {len(key)}.")
         self._key = key
+        encoded = base64.urlsafe_b64encode(key.buffer)
+        # JWK thumbprint (RFC 7638): SHA-256 of the canonical JWK, in base64url.
+        digest = hashlib.sha256(b'{"k":"')
+        digest.update(memoryview(encoded)[:-1])
+        digest.update(b'","kty":"oct"}')
+        self.kid = b64url(digest.digest())
+        wipe_bytes(encoded)
 
     @classmethod
     def generate(cls) -> SymmetricKey:
@@ -62,17 +69,11 @@ class SymmetricKey:
             raise InvalidKey(
                 "The key is not base64url of 32 bytes.", hint="Make one: strongroom keygen -o FILE"
             )
-        return cls(SecretBytes(raw))
+        return cls(SecretBytes.take(raw))
 
     def encode(self) -> bytes:
         """The content of a key file; a Fernet key file has the same."""
         return base64.urlsafe_b64encode(self._key.buffer) + b"\n"
-
-    @property
-    def kid(self) -> str:
-        """JWK thumbprint (RFC 7638): SHA-256 of the canonical JWK, in base64url."""
-        jwk = b'{"k":"' + b64url(bytes(self._key.buffer)).encode() + b'","kty":"oct"}'
-        return b64url(hashlib.sha256(jwk).digest())
 
     def wrap(self, dek: SecretBytes, header: Header) -> dict[str, Any]:
         wrapped = aes_key_wrap(self._key.buffer, dek.buffer)

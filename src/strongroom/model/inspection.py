@@ -87,7 +87,7 @@ def inspect_model(location: str | os.PathLike[str]) -> Inspection:
             try:
                 files.append(_info(member)[2])
             except StrongroomError as error:
-                error.message = f"{path}: {error.message}"
+                error.within(path)
                 raise
             finally:
                 member.close()

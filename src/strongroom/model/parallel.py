@@ -26,6 +26,19 @@ def default_threads() -> int:
     return min(os.cpu_count() or 1, _MAX_THREADS)
 
 
+def _start(run: Callable[[], None], count: int) -> list[threading.Thread]:
+    """As many threads as the system gives, up to ``count``; in a full container that may be none."""
+    started = []
+    for _ in range(count):
+        thread = threading.Thread(target=run, daemon=True)
+        try:
+            thread.start()
+        except RuntimeError:
+            break
+        started.append(thread)
+    return started
+
+
 def for_each(
     count: int, make_work: Callable[[], Callable[[int], None]], threads: int | None = None
 ) -> None:
@@ -48,9 +61,7 @@ def for_each(
             failures[number] = error
             stop.set()
 
-    helpers = [threading.Thread(target=run, daemon=True) for _ in range(threads - 1)]
-    for helper in helpers:
-        helper.start()
+    helpers = _start(run, threads - 1)
     run()
     for helper in helpers:
         try:
@@ -116,9 +127,10 @@ def in_order(
                 done[number] = outcome
                 changed.notify_all()
 
-    helpers = [threading.Thread(target=run, daemon=True) for _ in range(threads)]
-    for helper in helpers:
-        helper.start()
+    helpers = _start(run, threads)
+    if not helpers:
+        in_order(count, buffer_size, make_produce, consume, 1)
+        return
     try:
         for number in range(count):
             with changed:

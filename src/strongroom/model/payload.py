@@ -10,7 +10,7 @@ from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
 
-from strongroom.crypto.segments import SegmentCipher
+from strongroom.crypto.segments import TAG_SIZE, SegmentCipher
 from strongroom.errors import (
     IntegrityError,
     ManifestMismatch,
@@ -22,7 +22,7 @@ from strongroom.model.memory import allocate
 from strongroom.model.parallel import for_each, in_order
 from strongroom.model.storage import Source
 
-__all__ = ["ClearContent", "Content", "Progress", "SealedContent"]
+__all__ = ["ClearContent", "Content", "Progress", "SealedContent", "explain"]
 
 Progress = Callable[[int], None]
 """Called with the number of bytes just done, from any thread."""
@@ -46,6 +46,20 @@ class Content(Protocol):
         ...
 
     def close(self) -> None: ...
+
+
+def explain(
+    cipher: SegmentCipher, path: str, number: int, last: bool, ciphertext: memoryview
+) -> IntegrityError:
+    """What to say of a segment that does not authenticate."""
+    if not last:
+        return PayloadTampered(path, number)
+    try:
+        with allocate(len(ciphertext) - TAG_SIZE) as probe:
+            cipher.decrypt_into(number, False, ciphertext, probe)
+    except InvalidTag:
+        return PayloadTampered(path, number, " (the last one: changed, or cut short)")
+    return Truncated(f"{path}: the end is missing; segment {number} is not the last one.")
 
 
 class SealedContent:
@@ -81,20 +95,7 @@ class SealedContent:
             self._cipher.decrypt_into(segment.number, segment.last, ciphertext, out)
         except InvalidTag:
             out[:] = bytes(len(out))
-            raise self._explain(segment, ciphertext) from None
-
-    def _explain(self, segment: Segment, ciphertext: memoryview) -> IntegrityError:
-        if not segment.last:
-            return PayloadTampered(self._path, segment.number)
-        try:
-            with allocate(segment.size) as probe:
-                self._cipher.decrypt_into(segment.number, False, ciphertext, probe)
-        except InvalidTag:
-            detail = " (the last one: changed, or cut short)"
-            return PayloadTampered(self._path, segment.number, detail)
-        return Truncated(
-            f"{self._path}: the end is missing; segment {segment.number} is not the last one."
-        )
+            raise explain(self._cipher, self._path, segment.number, segment.last, ciphertext) from None
 
     def _fail(self, error: IntegrityError) -> None:
         self._failed = self._failed or error
@@ -252,6 +253,8 @@ class ClearContent:
         self.size = size
 
     def read_into(self, out: memoryview, offset: int = 0, progress: Progress | None = None) -> int:
+        if len(self._memory) != self.size:
+            raise ValueError("I/O operation on a closed model.")
         part = self._memory[offset : offset + len(out)]
         out[: len(part)] = part
         if progress:
@@ -263,6 +266,8 @@ class ClearContent:
             progress(self.size)
 
     def copy_to(self, write: Callable[[memoryview], None], progress: Progress | None = None) -> None:
+        if len(self._memory) != self.size:
+            raise ValueError("I/O operation on a closed model.")
         write(self._memory)
         self.check(progress)
 

@@ -10,11 +10,13 @@ from cryptography.hazmat.primitives import constant_time
 
 from strongroom.crypto.derive import ModelKeys
 from strongroom.crypto.segments import TAG_SIZE, SegmentCipher
-from strongroom.errors import HeaderTampered, PayloadTampered, Truncated, UsageError, os_errors
+from strongroom.errors import HeaderTampered, Truncated, UsageError, os_errors
 from strongroom.format.header import FIXED_SIZE, HeaderArea, area_size
 from strongroom.format.layout import PREAMBLE_SIZE, Layout, parse_preamble
 from strongroom.format.paths import MANIFEST
 from strongroom.keys.base import Identity, unwrap
+from strongroom.model.memory import allocate
+from strongroom.model.payload import explain
 
 __all__ = ["unseal_stream"]
 
@@ -68,7 +70,7 @@ def _unseal_segments(
     write: Callable[[memoryview | bytes], None],
 ) -> None:
     path, size = area.header.path, area.header.segment
-    out = memoryview(bytearray(size))
+    out = allocate(size)
     number, total = 0, PREAMBLE_SIZE
     current = _read(stream, size - PREAMBLE_SIZE)
     while True:
@@ -82,8 +84,7 @@ def _unseal_segments(
             cipher.decrypt_into(number, last, memoryview(current), plaintext)
         except InvalidTag:
             out[:] = bytes(size)
-            detail = " (the last one: changed, or cut short)" if last else ""
-            raise PayloadTampered(path, number, detail) from None
+            raise explain(cipher, path, number, last, memoryview(current)) from None
         write(plaintext)
         if last:
             return

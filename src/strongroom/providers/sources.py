@@ -32,7 +32,9 @@ KeySource = (
 """A key: path, URI, content of a key file or 32 raw bytes, an Identity or Recipient, or a list of these."""
 
 _SCHEME: Final = re.compile(r"([a-z][a-z0-9+.-]*):")
-_LOOKS_LIKE_KEY: Final = re.compile(r"[A-Za-z0-9_-]{43}=?|\S*-secret:\S*")
+_LOOKS_LIKE_KEY: Final = re.compile(
+    r"\s*([A-Za-z0-9+/_-]{43}=?|[0-9A-Fa-f]{64}|.*-secret:.*)\s*", re.DOTALL
+)
 _GROUP: Final = "strongroom.key_sources"
 
 
@@ -55,13 +57,18 @@ def parse_key(content: bytes) -> SymmetricKey | HpkeIdentity:
     return SymmetricKey.parse(content)
 
 
-def _read_key_file(path: str | os.PathLike[str]) -> bytes:
-    if isinstance(path, str) and _LOOKS_LIKE_KEY.fullmatch(path) and not os.path.exists(path):
-        # Never repeated in the message: it may be the key itself.
+def _refuse_literal(text: str) -> None:
+    """Refuse what looks like a key itself, without repeating it in a message."""
+    if _LOOKS_LIKE_KEY.fullmatch(text):
         raise UsageError(
             "A key was given where the path of a key file is expected.",
             hint="Put it in a file (0600) and give its path, or in the variable STRONGROOM_KEY.",
         )
+
+
+def _read_key_file(path: str | os.PathLike[str]) -> bytes:
+    if not os.path.exists(path):
+        _refuse_literal(os.fspath(path))
     with os_errors(path), open(path, "rb") as file:
         content = file.read(MAX_KEY_FILE + 1)
     if len(content) > MAX_KEY_FILE:
@@ -82,6 +89,7 @@ def _key_from_file(path: str | os.PathLike[str]) -> SymmetricKey | HpkeIdentity:
 def _from_environment(environ: Mapping[str, str], name: str) -> SymmetricKey | HpkeIdentity:
     value = environ.get(name, "")
     if not value:
+        _refuse_literal(name)
         raise NoKey(f"The environment variable {name} is empty or not set.")
     try:
         return parse_key(value.encode())
