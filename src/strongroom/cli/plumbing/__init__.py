@@ -1,0 +1,25 @@
+"""``strongroom plumbing``: for people who must look inside."""
+
+from __future__ import annotations
+
+import typer
+
+from strongroom.cli.plumbing import header, tink_keyset, vectors
+from strongroom.cli.verb import Group
+
+__all__ = ["app"]
+
+
+class _Plumbing(Group):
+    examples = """
+strongroom plumbing header model.pt.sealed
+strongroom plumbing tink-keyset model.pt.sealed -k key.txt -o keyset.json
+strongroom plumbing vectors vectors/
+"""
+
+
+app = typer.Typer(
+    name="plumbing", cls=_Plumbing, no_args_is_help=True, help="For people who must look inside."
+)
+for _module in (header, tink_keyset, vectors):
+    _module.register(app)

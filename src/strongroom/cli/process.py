@@ -1,0 +1,155 @@
+"""The process around a verb: signals, core dumps, and what an exception turns into."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any, Final
+
+import typer
+
+from strongroom.cli.terminal import print_error
+from strongroom.crypto.secret import keep_out_of_core_dumps
+from strongroom.errors import StrongroomError, Unavailable
+
+__all__ = ["BUG", "PROGRAM", "prepare", "run"]
+
+PROGRAM: Final = "strongroom"
+BUG: Final = 70
+_USAGE: Final = 2
+_BROKEN_PIPE: Final = 128 + signal.SIGPIPE
+
+# Typer has brought its own copy of Click since 0.17; its public classes lead to either.
+_ClickUsageError: Final[Any] = typer.BadParameter.__bases__[0]
+_ClickException: Final[Any] = _ClickUsageError.__bases__[0]
+
+_SECRET_LIKE: Final = re.compile(r"[A-Za-z0-9_-]{43}=?|[a-z0-9-]+-secret:\S*")
+
+
+class _Interrupted(BaseException):
+    """A signal asks the process to end; not an Exception, so that only cleanup sees it pass."""
+
+    def __init__(self, number: int) -> None:
+        self.code = 128 + number
+
+
+def _interrupt(number: int, frame: object) -> None:
+    # The second one must not cut the cleanup of the first short.
+    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(other, signal.SIG_IGN)
+    raise _Interrupted(number)
+
+
+def prepare() -> None:
+    """Make this process fit to hold keys, and to be interrupted at any moment."""
+    keep_out_of_core_dumps()
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
+            signal.signal(number, _interrupt)
+
+
+def _is_broken_pipe(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, BrokenPipeError):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        if stream is not None:
+            stream.flush()
+
+
+def _silence() -> None:
+    """Let what is still buffered go nowhere, or the interpreter complains of the pipe at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (sys.__stdout__, sys.__stderr__):
+        if stream is not None:
+            try:
+                stream.flush()
+            except OSError:
+                os.dup2(null, stream.fileno())
+    os.close(null)
+
+
+def _usage_error(error: Any) -> int:
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else PROGRAM
+    if type(error).__name__ == "NoArgsIsHelpError":  # it has printed the help
+        return _USAGE
+    message = str(error.format_message())
+    # What is left over may be a passphrase that somebody put after --passphrase.
+    if message.startswith("Got unexpected extra argument"):
+        message = "There are more arguments than the command takes."
+    message = _SECRET_LIKE.sub("…", " ".join(message.split()))
+    print_error(message, f"{path} --help")
+    return _USAGE
+
+
+def _bug(error: Exception) -> int:
+    """One sentence without the text of the exception: that could quote a key or a plaintext."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if f"{os.sep}strongroom{os.sep}" in frame.filename]
+    frame = (ours or frames)[-1]
+    where = f"{os.path.basename(frame.filename)}, line {frame.lineno}"
+    print_error(
+        f"This is a bug in strongroom: {type(error).__name__} in {where}.",
+        "Run it again with STRONGROOM_DEBUG=1 to see the traceback, and report it.",
+    )
+    return BUG
+
+
+def _os_error(error: OSError) -> int:
+    where = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+    reason = os.strerror(error.errno).lower() if error.errno else "input or output failed"
+    print_error(f"{where}{reason}.", None)
+    return Unavailable.exit_code
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; every failure is a sentence on standard error."""
+    from strongroom.cli.app import app
+
+    try:
+        outcome = typer.main.get_command(app).main(
+            args=list(arguments), prog_name=PROGRAM, standalone_mode=False
+        )
+        _flush()
+        return outcome if isinstance(outcome, int) else 0
+    except _Interrupted as error:
+        return error.code
+    except SystemExit as error:  # Rich ends with 1 when its pipe is gone
+        if not _is_broken_pipe(error):
+            raise
+        return _broken_pipe()
+    except _ClickException as error:
+        return _usage_error(error)
+    except Exception as error:
+        if _is_broken_pipe(error):
+            return _broken_pipe()
+        if os.environ.get("STRONGROOM_DEBUG"):
+            traceback.print_exception(error)
+        return _failure(error)
+
+
+def _broken_pipe() -> int:
+    _silence()
+    return _BROKEN_PIPE
+
+
+def _failure(error: Exception) -> int:
+    if isinstance(error, StrongroomError):
+        print_error(error.message, error.hint)
+        return error.exit_code
+    if isinstance(error, MemoryError):
+        print_error("There is not enough memory for this.", None)
+        return Unavailable.exit_code
+    if isinstance(error, OSError):
+        return _os_error(error)
+    return _bug(error)

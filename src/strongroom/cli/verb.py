@@ -1,0 +1,125 @@
+"""How a function becomes a verb, and the options that several verbs share."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from typing import Annotated, Any, ClassVar
+
+import typer
+from rich.console import Console
+from rich.text import Text
+from typer.core import TyperCommand, TyperGroup
+
+__all__ = [
+    "Force",
+    "Group",
+    "Json",
+    "Key",
+    "NoProgress",
+    "Output",
+    "PassphraseFd",
+    "PassphraseOpens",
+    "Quiet",
+    "RecipientFile",
+    "RecipientOption",
+    "Source",
+    "flag",
+    "paragraphs",
+    "verb",
+]
+
+
+def flag(*names: str, help: str) -> Any:
+    """An option that takes no value, and so shows no kind of value in the help."""
+    return typer.Option(*names, help=help, metavar="")
+
+
+Source = Annotated[str, typer.Argument(metavar="SRC", show_default=False, help="A sealed model.")]
+Output = Annotated[
+    str,
+    typer.Option(
+        "-o", "--output", metavar="DST", show_default=False, help="Where it goes; - is stdout."
+    ),
+]
+Key = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-k", "--key", metavar="KEY", show_default=False, help="Key file or key URI. Can be repeated."
+    ),
+]
+RecipientOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-r",
+        "--recipient",
+        metavar="RECIPIENT",
+        show_default=False,
+        help="Public key (hpke-…) of somebody who can open it. Can be repeated.",
+    ),
+]
+RecipientFile = Annotated[
+    list[str] | None,
+    typer.Option(
+        "-R",
+        "--recipients-file",
+        metavar="FILE",
+        show_default=False,
+        help="File of recipients, one a line. Can be repeated.",
+    ),
+]
+PassphraseOpens = Annotated[
+    bool, flag("--passphrase", help="Ask on the terminal for the passphrase that opens it.")
+]
+PassphraseFd = Annotated[
+    int | None,
+    typer.Option(
+        "--passphrase-fd",
+        metavar="N",
+        show_default=False,
+        help="Read the passphrase that opens it from file descriptor N, up to the end of the line.",
+    ),
+]
+Force = Annotated[bool, flag("--force", help="Replace what is at DST.")]
+Json = Annotated[bool, flag("--json", help="Print JSON, for scripts.")]
+Quiet = Annotated[bool, flag("-q", "--quiet", help="Print errors only.")]
+NoProgress = Annotated[bool, flag("--no-progress", help="Show no progress bar.")]
+
+
+def _print_examples(examples: str) -> None:
+    out = Console(highlight=False, markup=False)
+    out.print(Text(" Examples", "bold"))
+    for line in examples.strip().splitlines():
+        # Not wrapped: what is copied from here must run.
+        out.print(Text("   $ ", "dim").append(line, "not dim"), soft_wrap=True)
+    out.print()
+
+
+def paragraphs(docstring: str | None) -> str:
+    """A docstring for Typer, which takes every line break for a wanted one: one line a paragraph."""
+    text = inspect.cleandoc(docstring or "")
+    return "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+
+
+class _Verb(TyperCommand):
+    examples: ClassVar[str]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        _print_examples(self.examples)
+
+
+class Group(TyperGroup):
+    """A command with subcommands, with examples under its help."""
+
+    examples: ClassVar[str]
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        super().format_help(ctx, formatter)
+        _print_examples(self.examples)
+
+
+def verb(app: typer.Typer, name: str, function: Callable[..., None], examples: str) -> None:
+    """Add ``function`` to ``app``; its docstring is the help, ``examples`` are lines of shell."""
+    command = type(name, (_Verb,), {"examples": examples})
+    app.command(name, cls=command, help=paragraphs(function.__doc__))(function)
