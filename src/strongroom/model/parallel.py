@@ -12,18 +12,23 @@ from collections.abc import Callable
 
 __all__ = ["default_threads", "for_each", "in_order"]
 
+_MIN_THREADS = 4
+# Also on two cores: from a cold cache two threads that read and decrypt in turn leave the disk idle
+# (1.8 GB: 2.5 s, with four threads 1.0 s); from a warm one four are as fast as two.
 _MAX_THREADS = 8
 # Beyond eight, memory bandwidth and not AES is the limit.
 
 
 def default_threads() -> int:
-    """``STRONGROOM_THREADS``, or the processors this process may use, at most eight."""
+    """``STRONGROOM_THREADS``, or the processors this process may use, but from four to eight."""
     configured = os.environ.get("STRONGROOM_THREADS", "")
     if configured.isdecimal() and int(configured) > 0:
         return int(configured)
     if hasattr(os, "sched_getaffinity"):
-        return min(len(os.sched_getaffinity(0)), _MAX_THREADS)
-    return min(os.cpu_count() or 1, _MAX_THREADS)
+        processors = len(os.sched_getaffinity(0))
+    else:
+        processors = os.cpu_count() or 1
+    return max(_MIN_THREADS, min(processors, _MAX_THREADS))
 
 
 def _start(run: Callable[[], None], count: int) -> list[threading.Thread]:
