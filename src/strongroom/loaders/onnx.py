@@ -1,0 +1,130 @@
+"""ONNX Runtime sessions from sealed models: embedded weights, external data, ORT format."""
+
+from __future__ import annotations
+
+import mmap
+import posixpath
+from collections.abc import Sequence
+from contextlib import ExitStack
+from typing import Any, Final
+
+from strongroom.errors import UsageError
+from strongroom.loaders.source import ModelSource, extra_for, opened, pick
+from strongroom.model.memory import memory_file
+from strongroom.model.memory_directory import memory_directory, place_files
+from strongroom.model.reader import SealedModel
+from strongroom.providers.sources import KeySource
+
+try:
+    import onnxruntime
+except ModuleNotFoundError as error:
+    raise extra_for(error, "onnxruntime", "Loading ONNX models", "onnx") from None
+
+__all__ = ["session"]
+
+_SUFFIXES: Final = (".onnx", ".ort")
+
+
+def session(
+    path_or_bytes: ModelSource,
+    sess_options: Any = None,
+    providers: Sequence[Any] | None = None,
+    provider_options: Sequence[dict[Any, Any]] | None = None,
+    *,
+    key: KeySource | None = None,
+    path: str | None = None,
+    **kwargs: Any,
+) -> Any:
+    """``onnxruntime.InferenceSession`` on a sealed model.
+
+    ONNX Runtime copies the weights into its own memory: while it loads there are two copies of the
+    model, afterwards one. Files with external data are found by their names in the graph, relative
+    to the folder of the model file.
+
+    Args:
+        path_or_bytes: the place of a sealed file or directory, or an open model.
+        sess_options: used as they are, and not changed. With them, a model with external data lies
+            in ``/dev/shm`` while the session is made, which must have room for it.
+        path: the model file, if there are several.
+
+    Raises:
+        StrongroomError: the model cannot be opened, or is not authentic.
+        onnxruntime's errors: as its own loader raises them.
+    """
+    with opened(path_or_bytes, key) as model:
+        name = pick(model, path, _SUFFIXES, "ONNX")
+        arguments = (providers, provider_options)
+        if _is_ort_format(model, name):
+            made = _from_ort_format(model, name, sess_options, *arguments, **kwargs)
+        else:
+            made = _from_onnx(model, name, sess_options, *arguments, **kwargs)
+    # To change providers it would read the model again, which is no longer where it was.
+    made.disable_fallback()
+    made.set_providers = _refuse_providers
+    return made
+
+
+def _refuse_providers(*arguments: Any, **kwargs: Any) -> None:
+    raise UsageError(
+        "A session on a sealed model cannot change its providers afterwards.",
+        hint="Give providers=… when the session is made.",
+    )
+
+
+def _is_ort_format(model: SealedModel, name: str) -> bool:
+    start = bytearray(8)
+    return model.read_into(name, start) == 8 and start[4:] == b"ORTM"
+
+
+def _from_ort_format(
+    model: SealedModel, name: str, options: Any, *arguments: Any, **kwargs: Any
+) -> Any:
+    if options is None:
+        options = onnxruntime.SessionOptions()
+        # The session then uses the weights where they lie; it keeps the bytes that it was given.
+        options.add_session_config_entry("session.use_ort_model_bytes_directly", "1")
+        options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
+    return onnxruntime.InferenceSession(model.read(name), options, *arguments, **kwargs)
+
+
+def _from_onnx(model: SealedModel, name: str, options: Any, *arguments: Any, **kwargs: Any) -> Any:
+    # From bytes ONNX Runtime would make two more copies, from a file one.
+    with memory_file("model.onnx", model.files[name].size) as (graph, place):
+        model.read_into(name, graph)
+        external = _external_data(model, name, place)
+        if not external:
+            return onnxruntime.InferenceSession(place, options, *arguments, **kwargs)
+        own: Any = onnxruntime.SessionOptions() if options is None else None
+        if hasattr(own, "add_external_initializers_from_files_in_memory"):
+            buffers = [model.load(path) for path in external.values()]
+            own.add_external_initializers_from_files_in_memory(
+                list(external), buffers, [len(buffer) for buffer in buffers]
+            )
+            made = onnxruntime.InferenceSession(bytes(graph), own, *arguments, **kwargs)
+            # Held until here: ONNX Runtime has pointers to them while it makes the session.
+            del buffers
+            return made
+    # Options cannot be copied, and what is added to them cannot be removed: those of the caller
+    # would keep pointers to memory that is gone. So the files get names instead.
+    paths = [name, *external.values()]
+    with memory_directory(sum(model.files[path].size for path in paths)) as directory:
+        place_files(model, paths, directory)
+        return onnxruntime.InferenceSession(f"{directory}/{name}", options, *arguments, **kwargs)
+
+
+def _external_data(model: SealedModel, name: str, place: str) -> dict[str, str]:
+    """The files in or below the model's folder whose names occur in the graph: name there → path."""
+    folder = posixpath.dirname(name)
+    below = {
+        posixpath.relpath(path, folder or "."): path
+        for path in model.files
+        if path != name and (not folder or path.startswith(folder + "/"))
+    }
+    if not below or not model.files[name].size:
+        return {}
+    with ExitStack() as stack:
+        file = stack.enter_context(open(place, "rb"))
+        graph = stack.enter_context(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ))
+        return {
+            relative: path for relative, path in below.items() if graph.find(relative.encode()) >= 0
+        }

@@ -1,0 +1,192 @@
+"""Hugging Face Transformers: models, single or sharded, and their tokenizers and configurations.
+
+Weights are decrypted once, into the memory that the parameters then are views of. The small files
+(configuration, vocabulary) are put where the library reads them, a private directory in memory, for
+the moment of the call.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Mapping
+from contextlib import ExitStack
+from typing import Any, Final
+
+from strongroom.errors import NotFound, UsageError
+from strongroom.loaders.source import ModelSource, extra_for, opened
+from strongroom.model.memory_directory import memory_directory, place_files
+from strongroom.model.reader import SealedModel
+from strongroom.providers.sources import KeySource
+
+try:
+    import torch
+    import transformers
+except ModuleNotFoundError as error:
+    missing = extra_for(error, error.name or "", "Loading Transformers models", "transformers")
+    raise (missing if error.name in ("torch", "transformers") else error) from None
+
+from strongroom.loaders import safetensors as safetensors_loader
+from strongroom.loaders import torch as torch_loader
+
+__all__ = ["from_pretrained"]
+
+_SMALL: Final = 64 << 20
+# Larger files are weights; the largest tokenizers have some 35 MB.
+
+_WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".gguf")
+
+_REFUSED: Final = {
+    "state_dict": "the weights come from the sealed model",
+    "gguf_file": "GGUF files are not loaded from sealed models",
+    "offload_folder": "it would write weights to a disk",
+    "trust_remote_code": "it would write code of the model to a disk",
+}
+
+
+def from_pretrained(
+    source: ModelSource,
+    *,
+    key: KeySource | None = None,
+    auto_class: Any = None,
+    subfolder: str = "",
+    variant: str | None = None,
+    use_safetensors: bool | None = None,
+    **kwargs: Any,
+) -> Any:
+    """``auto_class.from_pretrained`` from a sealed model.
+
+    Args:
+        source: the place of a sealed directory, or an open model.
+        auto_class: a class of transformers, or its name: a model class, ``AutoModelFor…``,
+            ``AutoTokenizer``, ``AutoConfig`` …; by default the one that ``config.json`` names.
+        subfolder, variant, use_safetensors: which files are meant, as in transformers.
+        kwargs: as for the class's own ``from_pretrained``.
+
+    Raises:
+        StrongroomError: the model cannot be opened, or is not authentic.
+        UsageError: an argument that would put parts of the model on a disk, or has no meaning here.
+    """
+    for name, reason in _REFUSED.items():
+        if kwargs.get(name):
+            raise UsageError(f"{name} cannot be used with a sealed model: {reason}.")
+    with opened(source, key) as model, ExitStack() as stack:
+        directory = stack.enter_context(memory_directory())
+        small = [
+            path
+            for path, info in model.files.items()
+            if _inside(path, subfolder) and info.size <= _SMALL and not path.lower().endswith(_WEIGHTS)
+        ]
+        place_files(model, small, directory, subfolder)
+        if isinstance(auto_class, str):
+            auto_class = _class(auto_class)
+        if auto_class is not None and not _is_model(auto_class):
+            return auto_class.from_pretrained(directory, **kwargs)
+        kwargs.setdefault("config", None)
+        config, kwargs = _config(directory, kwargs)
+        model_class = _model_class(auto_class, config)
+        kwargs.setdefault("generation_config", _generation_config(directory, model_class))
+        state = _state_dict(model, subfolder, variant, use_safetensors)
+        return model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)
+
+
+def _inside(path: str, folder: str) -> bool:
+    return not folder or path.startswith(folder.rstrip("/") + "/")
+
+
+def _class(name: str) -> Any:
+    found = getattr(transformers, name, None)
+    if found is None:
+        raise UsageError(
+            f"transformers {transformers.__version__} has no class {name}.",
+            hint="Import the class and pass it: auto_class=…",
+        )
+    return found
+
+
+def _is_model(auto_class: Any) -> bool:
+    # AutoModel… are no PreTrainedModel, and are the only Auto classes with from_config.
+    return hasattr(auto_class, "from_config") or (
+        isinstance(auto_class, type) and issubclass(auto_class, transformers.PreTrainedModel)
+    )
+
+
+def _config(directory: str, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The configuration, with those keyword arguments in it that are its attributes, and the others."""
+    kwargs = dict(kwargs)
+    config = kwargs.pop("config")
+    if config is not None and not isinstance(config, str):
+        return config, kwargs
+    config = transformers.AutoConfig.from_pretrained(config or directory)
+    for name in list(kwargs):
+        if hasattr(config, name) and name not in ("dtype", "torch_dtype", "quantization_config"):
+            setattr(config, name, kwargs.pop(name))
+    return config, kwargs
+
+
+def _model_class(auto_class: Any, config: Any) -> Any:
+    if auto_class is None:
+        if not getattr(config, "architectures", None):
+            raise UsageError(
+                "config.json names no class for this model.",
+                hint="Say which: auto_class=transformers.AutoModel…",
+            )
+        return _class(config.architectures[0])
+    if hasattr(auto_class, "from_config"):
+        # An Auto class wants a path; the class that it stands for takes a state dict.
+        with torch.device("meta"):
+            return type(auto_class.from_config(config))
+    return auto_class
+
+
+def _generation_config(directory: str, model_class: Any) -> Any:
+    if not model_class.can_generate():
+        return None
+    try:
+        return transformers.GenerationConfig.from_pretrained(directory)
+    except OSError:
+        # As in transformers: older models say it in config.json.
+        return transformers.GenerationConfig.from_pretrained(
+            directory, config_file_name="config.json", _from_model_config=True
+        )
+
+
+def _state_dict(
+    model: SealedModel, folder: str, variant: str | None, use_safetensors: bool | None
+) -> dict[str, Any]:
+    """All weights by name."""
+    middle = f".{variant}" if variant else ""
+    kinds = {True: (f"model{middle}.safetensors",), False: (f"pytorch_model{middle}.bin",)}
+    names = kinds[True] + kinds[False] if use_safetensors is None else kinds[use_safetensors]
+    for name in names:
+        single = posixpath.join(folder, name)
+        stem, suffix = (
+            name.removesuffix(middle + posixpath.splitext(name)[1]),
+            posixpath.splitext(name)[1],
+        )
+        index = posixpath.join(folder, f"{stem}{suffix}.index{middle}.json")
+        if single in model.files:
+            return _weights(model, single)
+        if index in model.files:
+            return _shards(model, folder, index)
+    raise NotFound(
+        f"{model.name} has no weights: none of {', '.join(names)}, whole or in shards.",
+        hint="Give subfolder=… or variant=…, or seal the directory that save_pretrained wrote.",
+    )
+
+
+def _weights(model: SealedModel, path: str) -> dict[str, Any]:
+    if path.endswith(".safetensors"):
+        return safetensors_loader.load_file(model, path=path)
+    found: dict[str, Any] = torch_loader.load(model, "cpu", weights_only=True, path=path)
+    return found
+
+
+def _shards(model: SealedModel, folder: str, index: str) -> dict[str, Any]:
+    weight_map = json.loads(model.read(index)).get("weight_map")
+    if not isinstance(weight_map, Mapping):
+        raise UsageError(f"{index} has no weight_map.")
+    state: dict[str, Any] = {}
+    for shard in sorted(set(weight_map.values())):
+        state |= _weights(model, posixpath.join(folder, shard))
+    return state

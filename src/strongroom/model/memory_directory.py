@@ -1,0 +1,80 @@
+"""A private directory in memory, for libraries that insist on files with names."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, BinaryIO, Final
+
+from strongroom.errors import StorageError, os_errors
+
+if TYPE_CHECKING:
+    from strongroom.model.reader import SealedModel
+
+__all__ = ["memory_directory", "place_files"]
+
+_PARENT: Final = "/dev/shm"  # noqa: S108 - checked to be memory before use
+_TMPFS: Final = 0x01021994
+_RAMFS: Final = 0x858458F6
+# statfs(2), linux/magic.h
+
+
+def _in_memory(path: str) -> bool:
+    # os.statvfs leaves out the kind of file system: the first word of struct statfs.
+    found = (ctypes.c_ulong * 32)()
+    status: int = ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), found)
+    return status == 0 and found[0] in (_TMPFS, _RAMFS)
+
+
+@contextmanager
+def memory_directory(size: int = 0, parent: str = _PARENT) -> Iterator[str]:
+    """A new directory that only this user can enter, in memory; removed with all in it.
+
+    A process that is killed leaves it behind, in memory, until the machine restarts.
+
+    Args:
+        size: how many bytes will be put there.
+
+    Raises:
+        StorageError: ``parent`` is not a file system in memory, or has no room.
+    """
+    if not _in_memory(parent):
+        raise StorageError(
+            f"{parent} is not a file system in memory; nothing is written there.",
+            hint=f"Mount one: mount -t tmpfs -o mode=1777 tmpfs {parent}",
+        )
+    with os_errors(parent):
+        room = os.statvfs(parent)
+    if room.f_bavail * room.f_frsize < size:
+        raise StorageError(
+            f"{parent} has no room for {size} bytes.",
+            hint="Make it larger (docker run --shm-size, or mount -o remount,size=…).",
+        )
+    with os_errors(parent):
+        path = tempfile.mkdtemp(prefix="strongroom-", dir=parent)  # 0700
+    try:
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def place_files(model: SealedModel, paths: Iterable[str], directory: str, root: str = "") -> None:
+    """Decrypt some files of a model into ``directory``, under their paths relative to ``root``."""
+    for path in paths:
+        target = os.path.join(directory, os.path.relpath(path, root or "."))
+        with os_errors(target):
+            os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+            with open(target, "xb", opener=_private) as file:
+
+                def write(plaintext: memoryview, file: BinaryIO = file) -> None:
+                    file.write(plaintext)
+
+                model.content(path).copy_to(write)
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
