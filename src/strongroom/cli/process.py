@@ -27,7 +27,7 @@ _BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 _ClickUsageError: Final[Any] = typer.BadParameter.__bases__[0]
 _ClickException: Final[Any] = _ClickUsageError.__bases__[0]
 
-_SECRET_LIKE: Final = re.compile(r"[A-Za-z0-9_-]{43}=?|[a-z0-9-]+-secret:\S*")
+_SECRET_LIKE: Final = re.compile(r"[A-Za-z0-9_-]{40,}=*|\S*-secret:\S*")
 
 
 class _Interrupted(BaseException):
@@ -88,7 +88,7 @@ def _usage_error(error: Any) -> int:
     if message.startswith("Got unexpected extra argument"):
         message = "There are more arguments than the command takes."
     message = _SECRET_LIKE.sub("…", " ".join(message.split()))
-    print_error(message, f"{path} --help")
+    print_error(message if message.endswith((".", "?")) else message + ".", f"{path} --help")
     return _USAGE
 
 

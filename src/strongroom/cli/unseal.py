@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 
 import typer
 
@@ -45,7 +44,7 @@ curl -s https://models.example/model.pt.sealed | strongroom unseal - -o model.pt
 
 
 def _unseal_stdin(
-    destination: str, identities: Callable[[], list[Identity]], force: bool, progress: Progress | None
+    destination: str, identities: list[Identity], force: bool, progress: Progress | None
 ) -> int:
     """Unseal what comes through standard input; return the bytes of plaintext."""
     stream = binary_input()
@@ -60,7 +59,7 @@ def _unseal_stdin(
             progress(len(plaintext))
 
     try:
-        unseal_stream(stream, identities, write)
+        unseal_stream(stream, lambda: identities, write)
         output.commit()
     except BaseException:
         output.abort()
@@ -89,8 +88,10 @@ def unseal(
     started = time.perf_counter()
     label = f"Unsealing {shown(source)}"
     if source == "-":
+        # Now, since the passphrase may be the first line of the same pipe.
+        identities = opener(key, passphrase, passphrase_fd)()
         with progress_bar(label, None, wanted=wanted) as progress:
-            size = _unseal_stdin(output, opener(key, passphrase, passphrase_fd), force, progress)
+            size = _unseal_stdin(output, identities, force, progress)
     else:
         with open_sealed(source, key, passphrase, passphrase_fd) as model:
             size = model.size

@@ -6,8 +6,8 @@ import time
 
 import typer
 
-from strongroom.cli.keyring import open_sealed
-from strongroom.cli.terminal import print_json, progress_bar, rate_text, shown, size_text
+from strongroom.cli.keyring import open_sealed, opener
+from strongroom.cli.terminal import binary_input, print_json, progress_bar, rate_text, shown, size_text
 from strongroom.cli.verb import (
     Json,
     Key,
@@ -19,6 +19,9 @@ from strongroom.cli.verb import (
     verb,
 )
 from strongroom.format.encoding import b64url
+from strongroom.keys import Identity
+from strongroom.model.payload import Progress
+from strongroom.model.stream import unseal_stream
 
 __all__ = ["register"]
 
@@ -27,6 +30,19 @@ strongroom verify resnet50.sealed -k key.txt
 strongroom verify model.pt.sealed --passphrase-fd 3 3< passphrase.txt
 strongroom verify s3://models/resnet50.sealed -k key.txt --json
 """
+
+
+def _verify_stdin(identities: list[Identity], progress: Progress | None) -> int:
+    size = 0
+
+    def count(plaintext: memoryview | bytes) -> None:
+        nonlocal size
+        size += len(plaintext)
+        if progress:
+            progress(len(plaintext))
+
+    unseal_stream(binary_input(), lambda: identities, count)
+    return size
 
 
 def verify(
@@ -43,11 +59,20 @@ def verify(
     Exit code 5 says that the model was changed or is cut; the message says where.
     """
     started = time.perf_counter()
-    with open_sealed(source, key, passphrase, passphrase_fd) as model:
-        label = f"Verifying {shown(source)}"
-        with progress_bar(label, model.size, wanted=not (quiet or no_progress)) as progress:
-            size = model.verify(progress)
-        files, bundle = len(model.files), b64url(model.bundle)
+    wanted = not (quiet or no_progress)
+    label = f"Verifying {shown(source)}"
+    bundle: str | None = None
+    if source == "-":
+        files = 1
+        # Now, since the passphrase may be the first line of the same pipe.
+        identities = opener(key, passphrase, passphrase_fd)()
+        with progress_bar(label, None, wanted=wanted) as progress:
+            size = _verify_stdin(identities, progress)
+    else:
+        with open_sealed(source, key, passphrase, passphrase_fd) as model:
+            with progress_bar(label, model.size, wanted=wanted) as progress:
+                size = model.verify(progress)
+            files, bundle = len(model.files), b64url(model.bundle)
     seconds = time.perf_counter() - started
     if json:
         print_json(
