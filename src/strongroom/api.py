@@ -48,7 +48,9 @@ def seal(
             and ``recipients``, what ``STRONGROOM_KEY_FILE`` or ``STRONGROOM_KEY`` says.
         recipients: more who can open it, by public key.
         clear: glob patterns of paths or file names that stay in clear; authenticated all the same.
-        name, version, meta: said in the header, authenticated, not secret.
+        name: of the model; said in the header, authenticated, not secret.
+        version: of the model; as ``name``.
+        meta: more to say of it, JSON values by name; as ``name``.
         segment_size: bytes; a power of two from 64 KiB to 16 MiB.
         overwrite: replace what is at ``destination``.
         progress: called with the number of bytes just done, from several threads.
@@ -159,7 +161,8 @@ def rewrap(
     Args:
         source: a path, or the URL of a directory.
         key: opens it now.
-        new_key, recipients: who can open it afterwards.
+        new_key: opens it afterwards.
+        recipients: more who can open it afterwards, by public key.
         keep: those who can open it now still can.
 
     Raises:
