@@ -1,0 +1,132 @@
+import base64
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strongroom.errors import Malformed
+from strongroom.format.encoding import b64url, dump_json, load_json, unb64url
+
+ALPHABET = string.ascii_letters + string.digits + "-_"
+
+JSON = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(2**63), 2**63)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.binary(max_size=100))
+def test_base64url_round_trip(data):
+    text = b64url(data)
+    assert set(text) <= set(ALPHABET)
+    assert unb64url(text, "x") == data
+    assert unb64url(text, "x", len(data)) == data
+
+
+@given(st.text(ALPHABET, max_size=12))
+def test_one_spelling_for_every_value(text):
+    try:
+        data = unb64url(text, "x")
+    except Malformed as error:
+        assert error.field == "x"
+    else:
+        assert b64url(data) == text
+
+
+def test_exactly_one_of_the_last_characters_is_canonical():
+    # One byte: two characters, of the second only its upper two bits count.
+    accepted = []
+    for last in ALPHABET:
+        try:
+            accepted.append(unb64url("A" + last, "x"))
+        except Malformed:
+            continue
+    assert sorted(accepted) == [bytes([n]) for n in (0, 1, 2, 3)]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "A",
+        "AAAAA",
+        "AA==",
+        "AAA=",
+        "A+==",
+        "ab/d",
+        "a b",
+        "AAAA\n",
+        "ÄÄÄÄ",
+        "\0",
+        1,
+        None,
+        b"AAAA",
+        [],
+        True,
+    ],
+)
+def test_not_base64url(text):
+    with pytest.raises(Malformed) as caught:
+        unb64url(text, "bundle")
+    assert caught.value.field == "bundle"
+
+
+def test_size():
+    with pytest.raises(Malformed, match="has 3 bytes, not 4"):
+        unb64url("AAAA", "salt", 4)
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=5))
+def test_json_round_trip(value):
+    assert load_json(dump_json(value), "x") == value
+
+
+@pytest.mark.parametrize(
+    ("data", "problem"),
+    [
+        (b"", "is not JSON"),
+        (b"{", "is not JSON"),
+        (b"[]", "is not a JSON object"),
+        (b"1", "is not a JSON object"),
+        (b'{"a":1,"a":2}', "has a duplicate key"),
+        (b'{"b":{"a":1,"a":1}}', "has a duplicate key"),
+        (b'{"b":[{"a":1,"\\u0061":1}]}', "has a duplicate key"),
+        (b'{"a":NaN}', "holds NaN"),
+        (b'{"a":Infinity}', "holds Infinity"),
+        (b'{"a":-Infinity}', "holds -Infinity"),
+        (b'{"a":1e999}', "Out of range"),
+        (b'{"a":' + b"9" * 5000 + b"}", "Exceeds the limit"),
+        (b'{"a":"\xff"}', "is not UTF-8"),
+        (b'{"a":"\\udc00"}', "is not UTF-8"),
+        (b'{"\\udc00":1}', "is not UTF-8"),
+        (b"\xef\xbb\xbf{}", "is not JSON"),
+        ('{"a":"ä"}'.encode("latin-1"), "is not UTF-8"),
+        (b'{"a":' + b"[" * 32 + b"]" * 32 + b"}", "nested too deeply"),
+        (b'{"a":' * 200000, "nested too deeply"),
+        (b'{"a":' + b"[" * 200000 + b"]" * 200000 + b"}", "nested too deeply"),
+    ],
+)
+def test_json_refused(data, problem):
+    with pytest.raises(Malformed, match=problem) as caught:
+        load_json(data, "header")
+    assert caught.value.field == "header"
+    assert len(str(caught.value)) < 300
+
+
+def test_deepest_json():
+    assert load_json(b'{"a":' + b"[" * 31 + b"]" * 31 + b"}", "header")
+
+
+def test_dump_refuses_what_load_refuses():
+    with pytest.raises(ValueError, match="JSON compliant"):
+        dump_json({"a": float("nan")})
+
+
+def test_urlsafe_alphabet_is_the_standard_librarys():
+    data = bytes(range(256))
+    assert b64url(data) == base64.urlsafe_b64encode(data).decode().rstrip("=")
