@@ -60,7 +60,9 @@ def from_pretrained(
         source: the place of a sealed directory, or an open model.
         auto_class: a class of transformers, or its name: a model class, ``AutoModelFor…``,
             ``AutoTokenizer``, ``AutoConfig`` …; by default the one that ``config.json`` names.
-        subfolder, variant, use_safetensors: which files are meant, as in transformers.
+        subfolder: where the files are in the model, as in transformers.
+        variant: which weights, as in transformers.
+        use_safetensors: which kind of weights, as in transformers; by default what is there.
         kwargs: as for the class's own ``from_pretrained``.
 
     Raises:
