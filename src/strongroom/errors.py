@@ -38,7 +38,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import ClassVar
+from typing import Any, ClassVar
 
 __all__ = [
     "AccessError",
@@ -97,6 +97,10 @@ class StrongroomError(Exception):
         self.hint = hint if hint is None else printable(hint)
         super().__init__(self.message)
 
+    # The default would call __init__ with the message alone, in the other process.
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _restore, (type(self), self.message, dict(self.__dict__))
+
     def within(self, path: str) -> None:
         """Say which file of a model this is about, unless the message does already."""
         if path not in self.message:
@@ -105,6 +109,13 @@ class StrongroomError(Exception):
     # OSError among the bases would print "[Errno …]"; the message alone is the sentence.
     def __str__(self) -> str:
         return self.message
+
+
+def _restore(kind: type[StrongroomError], message: str, state: dict[str, Any]) -> StrongroomError:
+    error = kind.__new__(kind, message)
+    error.args = (message,)
+    error.__dict__.update(state)
+    return error
 
 
 class UsageError(StrongroomError):
