@@ -143,7 +143,7 @@ def _read(source: Source, memory: memoryview) -> None:
         begin = number * request
         source.read_into(begin, memory[begin : begin + request])
 
-    for_each(-(-source.size // request), lambda: work, source.threads)
+    for_each(-(-source.size // request), work, source.threads)
 
 
 def load_all(open_model: Callable[[], SealedModel]) -> tuple[object, int]:
