@@ -121,21 +121,21 @@ def fernet(path: str) -> Any:
 _TENSOR = "model.layers.7.self_attn.q_proj.weight"
 
 
-def one_tensor_plain(path: str) -> Any:
+def one_tensor_plain(path: str, name: str = _TENSOR) -> Any:
     from safetensors import safe_open
 
     with safe_open(path, framework="pt") as file:
-        return {"one": file.get_tensor(_TENSOR).clone()}
+        return {"one": file.get_tensor(name).clone()}
 
 
-def one_tensor_sealed(path: str) -> Any:
+def one_tensor_sealed(path: str, name: str = _TENSOR) -> Any:
     import strongroom
 
     with strongroom.loaders.safetensors.safe_open(path, framework="pt", key=KEY) as file:
-        return {"one": file.get_tensor(_TENSOR)}
+        return {"one": file.get_tensor(name)}
 
 
-CASES: dict[str, tuple[str, Callable[[str], Any]]] = {
+CASES: dict[str, tuple[str, Callable[..., Any]]] = {
     "safetensors": ("safetensors", safetensors_views),
     "safetensors + clone": ("safetensors", safetensors_clone),
     "torch.load": ("pt", torch_load),
@@ -167,7 +167,9 @@ def measure(case: str, path: str, small: str | None) -> dict[str, float]:
         import cryptotensors as ct
 
         ct.register_direct_key_provider(keys=[jwk(), signing_jwk()])
-    if small:
+    if case.startswith("one tensor"):
+        touch(load(path, "model.norm.weight"))  # imports, as in a process that serves
+    elif small:
         touch(load(small))
     else:
         touch({"x": torch.zeros(1)})

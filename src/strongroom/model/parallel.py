@@ -44,10 +44,8 @@ def _start(run: Callable[[], None], count: int) -> list[threading.Thread]:
     return started
 
 
-def for_each(
-    count: int, make_work: Callable[[], Callable[[int], None]], threads: int | None = None
-) -> None:
-    """Do 0 … count-1 in any order; ``make_work`` is called once per thread.
+def for_each(count: int, work: Callable[[int], None], threads: int | None = None) -> None:
+    """Call ``work`` with 0 … count-1, in any order and from several threads.
 
     After a failure no new piece is begun, and of the failures that of the lowest number is raised.
     """
@@ -59,7 +57,6 @@ def for_each(
     def run() -> None:
         number = -1
         try:
-            work = make_work()
             while not stop.is_set() and (number := next(numbers)) < count:
                 work(number)
         except BaseException as error:
@@ -82,18 +79,17 @@ def for_each(
 def in_order(
     count: int,
     buffer_size: int,
-    make_produce: Callable[[], Callable[[int, memoryview], int]],
+    produce: Callable[[int, memoryview], int],
     consume: Callable[[memoryview], None],
     threads: int | None = None,
 ) -> None:
     """Produce pieces 0 … count-1 in threads, each into a buffer, and consume them in order here.
 
-    ``produce(number, buffer)`` returns how many bytes it wrote. Memory: two buffers per thread.
-    The first failure, of producing or of consuming, is raised.
+    ``produce(number, buffer)`` returns how many bytes it wrote. Memory: a buffer per thread
+    and two more. The first failure, of producing or of consuming, is raised.
     """
     threads = min(count, threads or default_threads())
     if threads <= 1:
-        produce = make_produce()
         buffer = memoryview(bytearray(buffer_size))
         for number in range(count):
             consume(buffer[: produce(number, buffer)])
@@ -101,18 +97,11 @@ def in_order(
 
     numbers = itertools.count()
     changed = threading.Condition()
-    free = [memoryview(bytearray(buffer_size)) for _ in range(2 * threads)]
+    free = [memoryview(bytearray(buffer_size)) for _ in range(threads + 2)]
     done: dict[int, tuple[memoryview, int] | BaseException] = {}
     stopped = False
 
     def run() -> None:
-        try:
-            produce = make_produce()
-        except BaseException as error:
-            with changed:
-                done[-1] = error
-                changed.notify_all()
-            return
         while True:
             with changed:
                 # The buffer first and the number second: whoever has the next number can go on.
@@ -134,13 +123,13 @@ def in_order(
 
     helpers = _start(run, threads)
     if not helpers:
-        in_order(count, buffer_size, make_produce, consume, 1)
+        in_order(count, buffer_size, produce, consume, 1)
         return
     try:
         for number in range(count):
             with changed:
-                changed.wait_for(lambda number=number: number in done or -1 in done)  # type: ignore[misc]
-                outcome = done.pop(-1) if -1 in done else done.pop(number)
+                changed.wait_for(lambda number=number: number in done)  # type: ignore[misc]
+                outcome = done.pop(number)
             if isinstance(outcome, BaseException):
                 raise outcome
             buffer, size = outcome

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Protocol
 
 from cryptography.exceptions import InvalidTag
@@ -18,8 +19,8 @@ from strongroom.errors import (
     Truncated,
 )
 from strongroom.format.layout import Layout, Segment
-from strongroom.model.memory import allocate
-from strongroom.model.parallel import for_each, in_order
+from strongroom.model.memory import BufferPool, allocate
+from strongroom.model.parallel import default_threads, for_each, in_order
 from strongroom.model.storage import Source
 
 __all__ = ["ClearContent", "Content", "Progress", "SealedContent", "explain"]
@@ -78,17 +79,15 @@ class SealedContent:
         self._cipher = cipher
         self._path = path
         self._failed: IntegrityError | None = None
+        # As many segments as the source likes to be asked for at once.
+        self._group = min(max(1, source.request // layout.segment), layout.count)
+        self._ciphertexts = BufferPool(min(self._group * layout.segment, layout.payload))
+        self._plaintexts = BufferPool(min(layout.segment, layout.size))
+        # The last segment that was wanted in part: small sequential reads decrypt it once.
         self._lock = threading.Lock()
-        # The last segment that was needed in part: small sequential reads decrypt it once.
         self._kept: tuple[int, memoryview] | None = None
-        self._keep(self._layout.count - 1)  # authenticates the size
-
-    def _group(self) -> int:
-        """How many segments are read with one request."""
-        return max(1, self._source.request // self._layout.segment)
-
-    def _scratch(self) -> memoryview:
-        return memoryview(bytearray(self._layout.segment * min(self._group(), self._layout.count)))
+        self._decrypt_range(layout.count - 1, 1, memoryview(b""), self.size, self.size)
+        # That authenticated the size, since the last segment is marked as such.
 
     def _decrypt(self, segment: Segment, ciphertext: memoryview, out: memoryview) -> None:
         try:
@@ -97,141 +96,131 @@ class SealedContent:
             out[:] = bytes(len(out))
             raise explain(self._cipher, self._path, segment.number, segment.last, ciphertext) from None
 
-    def _fail(self, error: IntegrityError) -> None:
-        self._failed = self._failed or error
-        self._kept = None
-
-    def _read(self, first: int, count: int, scratch: memoryview) -> memoryview:
-        """The ciphertext of segments first … first+count-1, in ``scratch``."""
-        begin = self._layout[first].ciphertext
-        last = self._layout[first + count - 1]
-        view = scratch[: last.ciphertext + last.ciphertext_size - begin]
-        self._source.read_into(self._start + begin, view)
-        return view
-
-    def _keep(self, number: int) -> memoryview:
-        """The plaintext of one segment, from the last call if it is the same."""
-        kept = self._kept
-        if kept is not None and kept[0] == number:
-            return kept[1]
-        segment = self._layout[number]
-        plaintext = allocate(segment.size)
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        if self._failed:
+            raise self._failed
         try:
-            ciphertext = self._read(number, 1, memoryview(bytearray(segment.ciphertext_size)))
-            self._decrypt(segment, ciphertext, plaintext)
+            yield
         except IntegrityError as error:
-            self._fail(error)
+            with self._lock:
+                self._failed = self._failed or error
+                self._kept = None
             raise
-        self._kept = (number, plaintext)
-        return plaintext
 
     def read_into(self, out: memoryview, offset: int = 0, progress: Progress | None = None) -> int:
-        if self._failed:
-            raise self._failed
         size = max(0, min(len(out), self.size - offset))
-        if size == 0:
-            return 0
         end = offset + size
-        first, last = self._layout.number_at(offset), self._layout.number_at(end - 1)
-        # Segments that are wanted in part, at most the two at the edges, go through the kept one.
-        if self._layout[first].plaintext < offset or (
-            first == last and end < self._layout[first].plaintext + self._layout[first].size
-        ):
-            self._copy(first, out, offset, end)
-            first += 1
-        tail = first <= last and self._layout[last].plaintext + self._layout[last].size > end
-        whole = last - first + (0 if tail else 1)
-        if whole > 0:
-            self._decrypt_whole(first, whole, out, offset, progress)
-        if tail:
-            self._copy(last, out, offset, end)
+        with self._guard():
+            if size == 0:
+                return 0
+            first, last = self._layout.number_at(offset), self._layout.number_at(end - 1)
+            if copied := self._copy_kept(first, out, offset, end):
+                first += 1
+                if progress:
+                    progress(copied)
+            if first <= last:
+                self._decrypt_range(first, last + 1 - first, out, offset, end, progress)
         return size
 
-    def _copy(self, number: int, out: memoryview, offset: int, end: int) -> None:
+    def _copy_kept(self, number: int, out: memoryview, offset: int, end: int) -> int:
         with self._lock:
-            plaintext = self._keep(number)
-        begin = self._layout[number].plaintext
-        low, high = max(begin, offset), min(begin + len(plaintext), end)
-        out[low - offset : high - offset] = plaintext[low - begin : high - begin]
+            if self._kept is None or self._kept[0] != number:
+                return 0
+            return _copy_part(self._layout[number], self._kept[1], out, offset, end)
 
-    def _decrypt_whole(
-        self, first: int, count: int, out: memoryview, offset: int, progress: Progress | None
+    def _decrypt_range(
+        self,
+        first: int,
+        count: int,
+        out: memoryview,
+        offset: int,
+        end: int,
+        progress: Progress | None = None,
     ) -> None:
-        group = self._group()
+        """Segments first … first+count-1; of them the plaintext offset … end goes to ``out``."""
 
-        def make_work() -> Callable[[int], None]:
-            scratch = self._scratch()
+        def work(piece: int) -> None:
+            number = first + piece * self._group
+            members = min(self._group, first + count - number)
+            done = self._decrypt_group(number, members, out, offset, end)
+            if progress:
+                progress(done)
 
-            def work(piece: int) -> None:
-                number = first + piece * group
-                members = min(group, first + count - number)
-                done = self._decrypt_group(number, members, scratch, out, offset)
-                if progress:
-                    progress(done)
+        # A thread costs 0.1 ms, as much as half a MiB; it pays from four segments on.
+        threads = self._source.threads or min(default_threads(), max(1, count // 4))
+        for_each(-(-count // self._group), work, threads)
 
-            return work
-
-        try:
-            for_each(-(-count // group), make_work, self._source.threads)
-        except IntegrityError as error:
-            self._fail(error)
-            raise
-
-    def _decrypt_group(
-        self, number: int, members: int, scratch: memoryview, out: memoryview, offset: int
-    ) -> int:
-        ciphertext = self._read(number, members, scratch)
-        base = self._layout[number].ciphertext
-        done = 0
-        for segment in (self._layout[n] for n in range(number, number + members)):
-            at = segment.ciphertext - base
-            begin = segment.plaintext - offset
-            self._decrypt(
-                segment,
-                ciphertext[at : at + segment.ciphertext_size],
-                out[begin : begin + segment.size],
-            )
-            done += segment.size
+    def _decrypt_group(self, number: int, members: int, out: memoryview, offset: int, end: int) -> int:
+        """Read some segments with one request and decrypt them; returns how much went to ``out``."""
+        segments = [self._layout[n] for n in range(number, number + members)]
+        begin = segments[0].ciphertext
+        size = segments[-1].ciphertext + segments[-1].ciphertext_size - begin
+        with self._ciphertexts.buffer() as scratch:
+            self._source.read_into(self._start + begin, scratch[:size])
+            done = 0
+            for segment in segments:
+                at = segment.ciphertext - begin
+                ciphertext = scratch[at : at + segment.ciphertext_size]
+                to = segment.plaintext - offset
+                if offset <= segment.plaintext and segment.plaintext + segment.size <= end:
+                    self._decrypt(segment, ciphertext, out[to : to + segment.size])
+                    done += segment.size
+                else:
+                    done += self._decrypt_part(segment, ciphertext, out, offset, end)
         return done
 
-    def _make_produce(self) -> Callable[[int, memoryview], int]:
-        scratch, group = self._scratch(), self._group()
-
-        def produce(piece: int, out: memoryview) -> int:
-            number = piece * group
-            members = min(group, self._layout.count - number)
-            return self._decrypt_group(number, members, scratch, out, self._layout[number].plaintext)
-
-        return produce
+    def _decrypt_part(
+        self, segment: Segment, ciphertext: memoryview, out: memoryview, offset: int, end: int
+    ) -> int:
+        fresh = self._plaintexts.take()
+        spare: memoryview | None = fresh
+        try:
+            self._decrypt(segment, ciphertext, fresh[: segment.size])
+            done = _copy_part(segment, fresh, out, offset, end)
+            with self._lock:
+                # A sequential reader wants the rest of this segment next.
+                if self._kept is None or end < segment.plaintext + segment.size:
+                    kept, self._kept = self._kept, (segment.number, fresh)
+                    spare = kept[1] if kept else None
+        finally:
+            if spare is not None:
+                self._plaintexts.give(spare)
+        return done
 
     def copy_to(self, write: Callable[[memoryview], None], progress: Progress | None = None) -> None:
-        if self._failed:
-            raise self._failed
+        def produce(piece: int, out: memoryview) -> int:
+            number = piece * self._group
+            members = min(self._group, self._layout.count - number)
+            return self._decrypt_group(number, members, out, self._layout[number].plaintext, self.size)
 
         def consume(plaintext: memoryview) -> None:
             write(plaintext)
             if progress:
                 progress(len(plaintext))
 
-        group = self._group()
-        try:
-            in_order(
-                -(-self._layout.count // group),
-                group * self._layout.segment,
-                self._make_produce,
-                consume,
-                self._source.threads,
-            )
-        except IntegrityError as error:
-            self._fail(error)
-            raise
+        pieces = -(-self._layout.count // self._group)
+        size = min(self._group * self._layout.segment, max(1, self.size))
+        with self._guard():
+            in_order(pieces, size, produce, consume, self._source.threads)
 
     def check(self, progress: Progress | None = None) -> None:
         self.copy_to(lambda plaintext: None, progress)
 
     def close(self) -> None:
-        self._kept = None
+        with self._lock:
+            self._kept = None
         self._source.close()
+
+
+def _copy_part(segment: Segment, plaintext: memoryview, out: memoryview, offset: int, end: int) -> int:
+    """Of one segment's plaintext, what lies in offset … end of the file, to ``out``; its size."""
+    begin = segment.plaintext
+    low, high = max(begin, offset), min(begin + segment.size, end)
+    if low >= high:
+        return 0
+    out[low - offset : high - offset] = plaintext[low - begin : high - begin]
+    return high - low
 
 
 class ClearContent:

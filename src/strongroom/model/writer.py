@@ -19,6 +19,7 @@ from strongroom.format.layout import PREAMBLE_SIZE, Layout, build_preamble
 from strongroom.format.limits import DEFAULT_SEGMENT, MAX_SEGMENTS
 from strongroom.keys.base import Recipient
 from strongroom.keys.passphrase import check_count
+from strongroom.model.memory import BufferPool
 from strongroom.model.output import Output
 from strongroom.model.parallel import default_threads, in_order
 from strongroom.model.payload import Progress
@@ -147,17 +148,12 @@ class PayloadWriter:
 
         # Threads of their own cost 0.1 ms a call; worth it from a few segments on.
         threads = default_threads() if len(plaintexts) > 3 else 1
-        self._produce(len(plaintexts), lambda: produce, threads)
+        self._produce(len(plaintexts), produce, threads)
 
-    def _produce(
-        self,
-        count: int,
-        make_produce: Callable[[], Callable[[int, memoryview], int]],
-        threads: int,
-    ) -> None:
+    def _produce(self, count: int, produce: Callable[[int, memoryview], int], threads: int) -> None:
         if self._number + count > MAX_SEGMENTS:
             raise LimitExceeded("The file is too large for this segment size.")
-        in_order(count, self._segment, make_produce, self._write, threads)
+        in_order(count, self._segment, produce, self._write, threads)
         self._number += count
 
     def _encrypt(self, number: int, last: bool, plaintext: memoryview, out: memoryview) -> int:
@@ -173,12 +169,12 @@ class PayloadWriter:
         """
         layout = Layout.of_plaintext(self._segment, source.size)
 
-        def make_produce() -> Callable[[int, memoryview], int]:
-            scratch = memoryview(bytearray(self._segment))
+        plaintexts = BufferPool(self._segment)
 
-            def produce(number: int, out: memoryview) -> int:
-                segment = layout[number]
-                plaintext = scratch[: segment.size]
+        def produce(number: int, out: memoryview) -> int:
+            segment = layout[number]
+            with plaintexts.buffer() as buffer:
+                plaintext = buffer[: segment.size]
                 try:
                     source.read_into(segment.plaintext, plaintext)
                 except Truncated:
@@ -186,20 +182,19 @@ class PayloadWriter:
                         f"{source.name} became shorter while it was sealed.",
                         hint="Seal it again when nothing writes to it.",
                     ) from None
-                if progress:
-                    progress(segment.size)
-                return self._encrypt(number, segment.last, plaintext, out)
+                size = self._encrypt(number, segment.last, plaintext, out)
+            if progress:
+                progress(segment.size)
+            return size
 
-            return produce
-
-        self._produce(layout.count, make_produce, source.threads or default_threads())
+        self._produce(layout.count, produce, source.threads or default_threads())
         self.size = source.size
 
     def finish(self) -> int:
         """Write the last segment and return the size of the plaintext."""
         self._produce(
             1,
-            lambda: lambda _, out: self._encrypt(self._number, True, self._pending[: self._fill], out),
+            lambda _, out: self._encrypt(self._number, True, self._pending[: self._fill], out),
             1,
         )
         self._pending[:] = bytes(len(self._pending))
