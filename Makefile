@@ -1,0 +1,89 @@
+# `make` alone lists the targets. They make what they need: .venv, and Debian packages where root runs them.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV := .venv
+CORE := .venv-core
+BIN := $(VENV)/bin
+# Any Python from 3.11 on; `make PYTHON=python3.13 …` chooses another.
+PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
+	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+GROUP_NAMES := test lint docs demo bench fuzz
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+# The tests wait for servers and children of their own more than for processors.
+PYTEST := $(BIN)/python -m pytest
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: help venv system lint test test-core demo bench docs fuzz clean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
+
+venv: $(VENV)/.complete ## .venv with every extra and all tools
+
+system: ## what the tests need of Debian (strace)
+	@if ! command -v strace >/dev/null; then \
+		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq strace >/dev/null; \
+		else \
+			echo "strace is missing (apt-get install strace): tests that trace system calls will be skipped." >&2; \
+		fi; \
+	fi
+
+lint: venv ## format, style, types, layers
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint system ## linters, then all tests with their coverage
+	$(PYTEST) --cov --cov-report=term
+
+test-core: $(CORE)/.complete ## the core with `cryptography` and nothing else installed
+	$(CORE)/bin/python -m pytest tests/unit tests/core
+
+demo: venv ## train, seal, load, predict, tamper: on real data, in a minute
+	$(BIN)/python examples/digits.py
+
+bench: venv ## every figure of the README, as ratios; 15 GB of disk, half an hour
+	$(BIN)/python benchmarks/run.py
+
+docs: venv ## the site into site/; a warning is an error
+	$(BIN)/mkdocs build --strict --quiet
+
+fuzz: venv ## the parsers under atheris, a minute each
+	for target in fuzz/fuzz_*.py; do $(BIN)/python $$target -max_total_time=60 -verbosity=0; done
+
+clean: ## remove everything that make has made
+	rm -rf $(VENV) $(CORE) .demo .bench site .coverage .coverage.* htmlcov dist \
+		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# A fresh environment each time that what it is made of changes would be pure; pip brings it up to date.
+$(VENV)/.complete: pyproject.toml constraints.txt
+	$(call new-venv,$(VENV))
+	$(BIN)/pip install --quiet --constraint constraints.txt torch \
+		|| $(BIN)/pip install --quiet --constraint constraints.txt --extra-index-url $(TORCH_INDEX) torch
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all]' $(addprefix --group ,$(GROUP_NAMES))
+	@touch $@
+
+$(CORE)/.complete: pyproject.toml
+	$(call new-venv,$(CORE))
+	$(CORE)/bin/pip install --quiet --editable . --group core
+	@touch $@
+
+define new-venv
+@if [ -z "$(PYTHON)" ]; then echo "Python 3.11 or later is needed (apt-get install python3 python3-venv)." >&2; exit 1; fi
+@if ! $(PYTHON) -c 'import ensurepip' 2>/dev/null; then \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq python3-venv >/dev/null; \
+	else \
+		echo "The venv module of $(PYTHON) is missing (apt-get install python3-venv)." >&2; exit 1; \
+	fi; \
+fi
+@test -x $(1)/bin/python || $(PYTHON) -m venv $(1)
+$(1)/bin/python -m pip install --quiet --upgrade 'pip>=25.1'
+endef

@@ -1,0 +1,69 @@
+"""What a missing extra says; run where no extra is installed (`make test-core`)."""
+
+from __future__ import annotations
+
+import importlib.util
+import subprocess
+import sys
+
+import pytest
+
+import strongroom
+from strongroom.errors import MissingExtra
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("fsspec") is not None or importlib.util.find_spec("torch") is not None,
+    reason="extras are installed here; `make test-core` runs this without them",
+)
+
+
+@pytest.fixture
+def sealed(tmp_path):
+    key = strongroom.SymmetricKey.generate()
+    (tmp_path / "model.safetensors").write_bytes(b"\x02\0\0\0\0\0\0\0{}")
+    strongroom.seal(tmp_path / "model.safetensors", tmp_path / "m.sealed", key=key)
+    return tmp_path / "m.sealed", key
+
+
+def test_the_core_needs_cryptography_alone(sealed):
+    path, key = sealed
+    with strongroom.open(path, key=key) as model:
+        assert model.read() == b"\x02\0\0\0\0\0\0\0{}"
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/m.sealed", "https://host/m.sealed", "gs://bucket/m"])
+def test_a_url_without_the_remote_extra(url):
+    key = strongroom.SymmetricKey.generate()
+    with pytest.raises(MissingExtra) as caught:
+        strongroom.open(url, key=key)
+    assert caught.value.hint == 'pip install "strongroom[remote]"'
+    assert caught.value.exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("framework", "extra"),
+    [
+        ("torch", "torch"),
+        ("torchscript", "torch"),
+        ("torch.export", "torch"),
+        ("safetensors", "safetensors"),
+        ("onnx", "onnx"),
+        ("transformers", "transformers"),
+    ],
+)
+def test_a_framework_without_its_extra(sealed, framework, extra):
+    path, key = sealed
+    with pytest.raises(MissingExtra) as caught:
+        strongroom.load(path, key=key, framework=framework)
+    assert caught.value.hint == f'pip install "strongroom[{extra}]"'
+
+
+def test_the_command_line_without_its_extra():
+    done = subprocess.run(
+        [sys.executable, "-c", "from strongroom.cli import main; main()", "--version"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert 'pip install "strongroom[cli]"' in done.stderr
