@@ -86,7 +86,7 @@ class SealedContent:
         # The last segment that was wanted in part: small sequential reads decrypt it once.
         self._lock = threading.Lock()
         self._kept: tuple[int, memoryview] | None = None
-        self._decrypt_range(layout.count - 1, 1, memoryview(b""), self.size, self.size)
+        self._decrypt_range(layout.count - 1, 1, memoryview(bytearray()), self.size, self.size)
         # That authenticated the size, since the last segment is marked as such.
 
     def _decrypt(self, segment: Segment, ciphertext: memoryview, out: memoryview) -> None:
