@@ -262,10 +262,11 @@ class RemoteOutput:
     def abort(self) -> None:
         if not self._open:
             return
-        # Closing it, as its destructor does, would upload what is buffered.
-        self._file.closed = True
         with contextlib.suppress(Exception):
             self._file.discard()
+        # Closing it, as its destructor does, would upload what is buffered.
+        with contextlib.suppress(Exception):
+            self._file.closed = True
         self._forget()
         self.remove()
 
