@@ -1,0 +1,104 @@
+"""MkDocs hooks: the reference of the command line, made from the commands themselves at build time."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+from collections.abc import Iterator
+from typing import Any
+
+logger = logging.getLogger("mkdocs.hooks.reference")
+
+MARKER = "<!-- generated: command line -->"
+
+
+def commands() -> Iterator[tuple[str, Any]]:
+    """Every command with its full name, groups before their members."""
+    import typer
+
+    from strongroom.cli.app import app
+
+    def walk(name: str, command: Any) -> Iterator[tuple[str, Any]]:
+        yield name, command
+        for child, member in getattr(command, "commands", {}).items():
+            yield from walk(f"{name} {child}", member)
+
+    yield from walk("strongroom", typer.main.get_command(app))
+
+
+def _cell(text: str) -> str:
+    for char in "\\|<>*_":
+        text = text.replace(char, "\\" + char)
+    return " ".join(text.split())
+
+
+def _default(parameter: Any) -> str:
+    shown = parameter.show_default
+    if isinstance(shown, str):
+        return _cell(shown)
+    default = parameter.default
+    # Typer marks what has no default with a sentinel of its own.
+    if not shown or default is None or default is False or "UNSET" in repr(default):
+        return ""
+    return f"`{getattr(default, 'value', default)}`"
+
+
+def _value(parameter: Any) -> str:
+    if getattr(parameter, "is_flag", False):
+        return ""
+    return f" {parameter.metavar or parameter.name.upper()}"
+
+
+def _options(command: Any) -> Iterator[str]:
+    for parameter in command.params:
+        if getattr(parameter, "hidden", False):
+            continue
+        if parameter.param_type_name == "argument":
+            names = f"`{parameter.metavar or parameter.name.upper()}`"
+        else:
+            flags = sorted(parameter.opts, key=len)
+            names = ", ".join(f"`{flag}`" for flag in flags[:-1])
+            value = _value(parameter).replace("|", "\\|")
+            names += (", " if names else "") + f"`{flags[-1]}{value}`"
+        required = "required" if parameter.required else _default(parameter)
+        yield f"| {names} | {_cell(getattr(parameter, 'help', None) or '')} | {required} |"
+
+
+def markdown() -> str:
+    """The reference of all commands."""
+    parts = []
+    for name, command in commands():
+        level = "##" if " " not in name or " plumbing " not in name else "###"
+        parts += [f"{level} {name}", inspect.cleandoc(command.help or "")]
+        if not hasattr(command, "commands"):
+            arguments = [
+                parameter.metavar or parameter.name.upper()
+                for parameter in command.params
+                if parameter.param_type_name == "argument"
+            ]
+            usage = " ".join([name, *arguments, "[OPTIONS]"])
+            parts.append(f"```text\n{usage}\n```")
+        if rows := list(_options(command)):
+            parts.append("\n".join(["| option | meaning | default |", "|---|---|---|", *rows]))
+        if examples := getattr(type(command), "examples", ""):
+            lines = "\n".join(f"$ {line}" for line in examples.strip().splitlines())
+            parts.append(f"```console\n{lines}\n```")
+    return "\n\n".join(parts) + "\n"
+
+
+def on_page_markdown(text: str, page: Any, **kwargs: Any) -> str:
+    """Put the reference in the place of its marker."""
+    if page.file.src_uri != "reference/cli.md":
+        return text
+    if MARKER not in text:
+        logger.warning("%s has no marker for the generated part.", page.file.src_uri)
+    return text.replace(MARKER, markdown())
+
+
+_ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)")
+
+
+def on_page_content(html: str, **kwargs: Any) -> str:
+    """Docstrings name things with Sphinx roles, which Markdown does not know: keep the name."""
+    return _ROLE.sub("", html)
