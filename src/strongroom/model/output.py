@@ -6,6 +6,7 @@ import contextlib
 import os
 import secrets
 import shutil
+import stat
 import sys
 from typing import IO, Protocol
 
@@ -81,6 +82,19 @@ def _temporary_name(path: str) -> str:
     return os.path.join(folder, f".{short}.{secrets.token_hex(4)}.partial")
 
 
+def _refuse_special(path: str) -> None:
+    """A device, a pipe or a socket is never replaced by a file, whoever asks for it."""
+    try:
+        mode = os.stat(path).st_mode
+    except OSError:
+        return
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise UsageError(
+            f"{path} is a device, a pipe or a socket.",
+            hint="Give the name of a file, or on the command line - for standard output.",
+        )
+
+
 class FileOutput:
     """A local file without a name (``O_TMPFILE``) until it is complete: a killed process leaves nothing.
 
@@ -93,6 +107,7 @@ class FileOutput:
         self._overwrite = overwrite
         self._temporary: str | None = None
         self._folder = self.descriptor = -1
+        _refuse_special(path)
         if not overwrite and os.path.lexists(path):
             raise AlreadyExists(f"{path} exists already.", hint=_HINT)
         if os.path.isdir(path):
@@ -208,6 +223,7 @@ class LocalTreeOutput:
         self._path = os.path.normpath(path)
         self._overwrite = overwrite
         self._mode = 0o600 if private else 0o666
+        _refuse_special(path)
         if not overwrite and os.path.lexists(path):
             raise AlreadyExists(f"{path} exists already.", hint=_HINT)
         self._temporary = _temporary_name(self._path)
