@@ -59,6 +59,13 @@ def test_version(program):
     assert done.stdout == f"strongroom {strongroom.__version__}\n"
 
 
+def test_a_terminal_that_knows_ascii_alone(program, sealed):
+    for arguments in (("seal", "--help"), ("inspect", sealed), ("bench", sealed, "-k", "key.txt")):
+        result = program(*arguments, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+        assert result.code == 0, result.err
+        assert result.out.isascii() and result.err.isascii()
+
+
 def test_no_arguments_show_the_help(program):
     result = program()
     assert result.code == 2

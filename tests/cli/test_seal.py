@@ -114,6 +114,19 @@ def test_a_destination_is_not_overwritten_without_force(cli, key, weights, seale
     assert cli("verify", sealed, "-k", key).code == 0
 
 
+def test_a_pipe_or_device_is_never_replaced(cli, key, weights, folder, here):
+    os.mkfifo("pipe")
+    (here / "link").symlink_to("/dev/null")
+    for source in (weights, folder):
+        for destination in ("pipe", "link"):
+            for force in ((), ("--force",)):
+                result = cli("seal", source, "-o", destination, "-k", key, *force)
+                assert result.code == 2
+                assert "is a device, a pipe or a socket" in result.error()
+    assert stat.S_ISFIFO(os.stat("pipe").st_mode)
+    assert (here / "link").is_symlink()
+
+
 def test_sealing_twice_is_refused(cli, key, sealed):
     result = cli("seal", sealed, "-o", "again.sealed", "-k", key)
     assert result.code == 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import signal
@@ -45,8 +46,11 @@ def _interrupt(number: int, frame: object) -> None:
 
 
 def prepare() -> None:
-    """Make this process fit to hold keys, and to be interrupted at any moment."""
+    """Make this process fit to hold keys, to print any name, and to be interrupted at any moment."""
     keep_out_of_core_dumps()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         if signal.getsignal(number) != signal.SIG_IGN:  # as nohup asks
             signal.signal(number, _interrupt)
