@@ -189,7 +189,11 @@ def test_slices_in_numpy(plain, seal, key, index):
     ):
         expected = theirs.get_slice("torch.float32")[index]
         found = mine.get_slice("torch.float32")[index]
-        assert (type(found), found.dtype, found.shape) == (numpy.ndarray, expected.dtype, expected.shape)
+        assert (type(found), found.dtype, found.shape) == (
+            numpy.ndarray,
+            expected.dtype,
+            expected.shape,
+        )
         assert numpy.array_equal(found, expected)
 
 

@@ -241,7 +241,7 @@ def test_file_of_a_directory(tmp_path, seal, key):
             loader.load(model, key=key)
         with pytest.raises(NotFound, match=r"b\.pt"):
             loader.load(model, path="b.pt")
-        with pytest.raises(NotFound, match="no torch.export file"):
+        with pytest.raises(NotFound, match=r"no torch\.export file"):
             loader.export_load(model)
     torch.save({}, folder / "b.pt")
     strongroom.seal(folder, sealed, key=key, overwrite=True)

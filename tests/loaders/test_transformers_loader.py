@@ -113,7 +113,9 @@ def assert_same(mine, theirs):
     with torch.no_grad():
         assert torch.equal(mine(tokens).logits, theirs(tokens).logits)
     without = {"_name_or_path", "_commit_hash"}
-    one, two = ({k: v for k, v in m.config.to_dict().items() if k not in without} for m in (mine, theirs))
+    one, two = (
+        {k: v for k, v in m.config.to_dict().items() if k not in without} for m in (mine, theirs)
+    )
     assert one == two
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Final
 
-from strongroom.errors import UsageError
+from strongroom.errors import NotFound, UsageError
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
 from strongroom.model.memory import memory_file
 from strongroom.model.memory_directory import memory_directory, place_files
@@ -17,12 +17,16 @@ from strongroom.providers.sources import KeySource
 
 try:
     import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail as _Fail
 except ModuleNotFoundError as error:
     raise extra_for(error, "onnxruntime", "Loading ONNX models", "onnx") from None
 
 __all__ = ["session"]
 
 _SUFFIXES: Final = (".onnx", ".ort")
+_IN_MEMORY: Final = "add_external_initializers_from_files_in_memory"
+_MAX_TENSOR: Final = 2 << 30
+# ONNX Runtime takes files of any size from memory, but no single tensor of this size.
 
 
 def session(
@@ -43,12 +47,13 @@ def session(
 
     Args:
         path_or_bytes: the place of a sealed file or directory, or an open model.
-        sess_options: used as they are, and not changed. With them, a model with external data lies
-            in ``/dev/shm`` while the session is made, which must have room for it.
+        sess_options: used as they are, and not changed. With them a model with external data lies
+            in ``/dev/shm`` while the session is made, which must have room for it; so does one with
+            a single tensor of 2 GiB.
         path: the model file, if there are several.
 
     Raises:
-        StrongroomError: the model cannot be opened, or is not authentic.
+        StrongroomError: the model cannot be opened, is not authentic, or lacks its external data.
         onnxruntime's errors: as its own loader raises them.
     """
     with opened(path_or_bytes, key) as model:
@@ -88,28 +93,51 @@ def _from_ort_format(
 
 
 def _from_onnx(model: SealedModel, name: str, options: Any, *arguments: Any, **kwargs: Any) -> Any:
-    # From bytes ONNX Runtime would make two more copies, from a file one.
+    # From bytes ONNX Runtime would make two more copies, from a file one; and it would look in the
+    # current directory for data that the model does not have.
     with memory_file("model.onnx", model.files[name].size) as (graph, place):
         model.read_into(name, graph)
         external = _external_data(model, name, place)
         if not external:
-            return onnxruntime.InferenceSession(place, options, *arguments, **kwargs)
-        own: Any = onnxruntime.SessionOptions() if options is None else None
-        if hasattr(own, "add_external_initializers_from_files_in_memory"):
-            buffers = [model.load(path) for path in external.values()]
-            own.add_external_initializers_from_files_in_memory(
-                list(external), buffers, [len(buffer) for buffer in buffers]
-            )
-            made = onnxruntime.InferenceSession(bytes(graph), own, *arguments, **kwargs)
-            # Held until here: ONNX Runtime has pointers to them while it makes the session.
-            del buffers
-            return made
+            try:
+                return onnxruntime.InferenceSession(place, options, *arguments, **kwargs)
+            except _Fail as error:
+                if "External data" not in str(error):
+                    raise
+                raise NotFound(
+                    f"{name} needs external data that is not in the sealed model.",
+                    hint="Seal the folder of the model with all of its files.",
+                ) from error
+        if options is None and hasattr(onnxruntime.SessionOptions, _IN_MEMORY):
+            made = _with_data_in_memory(model, place, external, *arguments, **kwargs)
+            if made is not None:
+                return made
     # Options cannot be copied, and what is added to them cannot be removed: those of the caller
     # would keep pointers to memory that is gone. So the files get names instead.
     paths = [name, *external.values()]
     with memory_directory(sum(model.files[path].size for path in paths)) as directory:
         place_files(model, paths, directory)
         return onnxruntime.InferenceSession(f"{directory}/{name}", options, *arguments, **kwargs)
+
+
+def _with_data_in_memory(
+    model: SealedModel, place: str, external: dict[str, str], *arguments: Any, **kwargs: Any
+) -> Any:
+    """A session, or None if ONNX Runtime needs files for this model."""
+    options = onnxruntime.SessionOptions()
+    # ONNX Runtime has bare pointers to these until the session is made: they must outlive it.
+    buffers = [model.load(path) for path in external.values()]
+    options.add_external_initializers_from_files_in_memory(
+        list(external), buffers, [len(buffer) for buffer in buffers]
+    )
+    try:
+        return onnxruntime.InferenceSession(place, options, *arguments, **kwargs)
+    except _Fail:
+        if max(map(len, buffers)) < _MAX_TENSOR:
+            raise
+        return None
+    finally:
+        del buffers
 
 
 def _external_data(model: SealedModel, name: str, place: str) -> dict[str, str]:
