@@ -15,7 +15,7 @@ from strongroom.model.output import open_file_output
 from strongroom.model.payload import Progress
 from strongroom.model.reader import SealedModel, open_model
 from strongroom.model.rewrap import rewrap_model
-from strongroom.model.seal import SealJob, checked_path, seal_model, unseal_model
+from strongroom.model.seal import SealJob, checked_path, checked_segment_size, seal_model, unseal_model
 from strongroom.model.writer import SealedWriter, build_meta
 from strongroom.providers import sources
 from strongroom.providers.sources import KeySource
@@ -115,6 +115,7 @@ def create(
         path = os.path.basename(os.fspath(destination)).removesuffix(SEALED_SUFFIX)
     inside = checked_path(path, os.fspath(destination))
     wrapped_for = sources.recipients(key, recipients)
+    checked_segment_size(segment_size)
     output = open_file_output(destination, overwrite=overwrite, private=False)
     return SealedWriter(output, wrapped_for, inside, build_meta(name, version, meta), segment_size)
 

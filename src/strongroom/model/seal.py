@@ -30,6 +30,7 @@ __all__ = [
     "PlainFile",
     "SealJob",
     "checked_path",
+    "checked_segment_size",
     "collect",
     "seal_model",
     "seal_stream",
@@ -67,6 +68,18 @@ def checked_path(path: str, where: str) -> str:
             hint="Rename the file.",
         )
     return checked
+
+
+def checked_segment_size(segment: int) -> int:
+    """The segment size that a caller asks for.
+
+    Raises:
+        UsageError: no sealed file can have it.
+    """
+    try:
+        return check_segment_size(segment)
+    except Malformed as error:
+        raise UsageError(f"The segment size {error.problem}.", hint="Use 1048576.") from None
 
 
 def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> list[PlainFile]:
@@ -172,10 +185,7 @@ class SealJob:
     progress: Progress | None = None
 
     def __post_init__(self) -> None:
-        try:
-            check_segment_size(self.segment)
-        except Malformed as error:
-            raise UsageError(f"The segment size {error.problem}.", hint="Use 1048576.") from None
+        checked_segment_size(self.segment)
 
     def is_clear(self, path: str) -> bool:
         name = path.rsplit("/", 1)[-1]
