@@ -374,6 +374,7 @@ def test_a_place_whose_package_is_not_installed_says_what_to_install(key):
     assert "adlfs" in caught.value.hint
 
 
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs gives aiohttp bytes
 def test_every_verb_in_google_cloud_storage(plain, key, tmp_path, monkeypatch):
     # gcsfs asks by gRPC, which the emulator does not speak, what kind of bucket it is; before import.
     monkeypatch.setenv("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
