@@ -1,16 +1,18 @@
-"""MkDocs hooks: the reference of the command line, made from the commands themselves at build time."""
+"""MkDocs hooks: what is made at build time, from the commands themselves and from the test vectors."""
 
 from __future__ import annotations
 
 import inspect
-import logging
+import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-logger = logging.getLogger("mkdocs.hooks.reference")
-
 MARKER = "<!-- generated: command line -->"
+VECTORS_MARKER = "<!-- generated: test vectors -->"
+VECTORS = Path(__file__).parents[2] / "tests" / "vectors" / "v1" / "vectors.json"
 
 
 def commands() -> Iterator[tuple[str, Any]]:
@@ -87,13 +89,25 @@ def markdown() -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def on_page_markdown(text: str, page: Any, **kwargs: Any) -> str:
-    """Put the reference in the place of its marker."""
-    if page.file.src_uri != "reference/cli.md":
-        return text
-    if MARKER not in text:
-        logger.warning("%s has no marker for the generated part.", page.file.src_uri)
-    return text.replace(MARKER, markdown())
+def vectors() -> str:
+    """All test vectors, by what a reader must do with them."""
+    groups = defaultdict(list)
+    for vector in json.loads(VECTORS.read_text(encoding="utf-8"))["vectors"]:
+        detail = ", ".join(f"{name} `{value}`" for name, value in vector.get("detail", {}).items())
+        groups[vector["expect"]].append(f"* `{vector['name']}`" + (f": {detail}" if detail else ""))
+    return "\n\n".join(
+        f"### {expect} ({len(names)})\n\n" + "\n".join(sorted(names))
+        for expect, names in sorted(groups.items(), key=lambda group: (group[0] != "ok", group[0]))
+    )
+
+
+def on_page_markdown(text: str, **kwargs: Any) -> str:
+    """Put what is generated in the place of its marker."""
+    if MARKER in text:
+        text = text.replace(MARKER, markdown())
+    if VECTORS_MARKER in text:
+        text = text.replace(VECTORS_MARKER, vectors())
+    return text
 
 
 _ROLE = re.compile(r":(?:attr|class|data|exc|func|meth|mod):(?=<code>)")

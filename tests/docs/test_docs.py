@@ -199,6 +199,14 @@ def test_the_command_line_reference_has_every_option():
                 assert flag in section or parameter.param_type_name == "argument", (title, flag)
 
 
+def test_every_vector_is_listed():
+    reference = hook("reference")
+    assert (DOCS / "spec" / "test-vectors.md").read_text().count(reference.VECTORS_MARKER) == 1
+    text = reference.vectors()
+    stored = {path.name for path in reference.VECTORS.parent.glob("*.sealed")}
+    assert {f"{vector}.sealed" for vector in re.findall(r"^\* `([^`]+)`", text, re.M)} == stored
+
+
 def test_worked_example_is_current():
     example = hook("worked_example")
     current = example.PAGE.read_text()
