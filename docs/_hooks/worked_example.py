@@ -71,11 +71,11 @@ def markdown() -> str:
         ("file salt", SALT),
         ("nonce prefix", PREFIX),
         ("file key", bytes(file_key.buffer)),
-        ("nonce of segment 0, the last one", PREFIX + bytes(4) + b"\x01"),
+        ("nonce, segment 0", PREFIX + bytes(4) + b"\x01"),
         ("plaintext", PLAINTEXT),
         ("header MAC", sealed[end : end + 32]),
     ]
-    values = [f"{name:34}{value.hex()}" for name, value in rows]
+    values = [f"{name:18}{value.hex()}" for name, value in rows]
     parts = [
         ("Values, in hexadecimal", "text", values),
         (

@@ -35,7 +35,7 @@ class Block:
             if line.startswith("$ "):
                 found.append(line[2:])
             elif found and found[-1].endswith("\\"):
-                found[-1] += "\n" + line
+                found[-1] += "\n" + line.removeprefix("> ")
         return found
 
 

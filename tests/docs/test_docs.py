@@ -40,7 +40,7 @@ def calls():
             elif block.language not in ("text", "make", "sh", "bash", "yaml"):
                 continue
             for line in lines:
-                code = line.removeprefix("$ ").split(" # ")[0].strip()
+                code = line.removeprefix("$ ").replace("\\\n", " ").split(" # ")[0].strip()
                 code = code.replace("$<", "SRC").replace("$@", "DST")  # of make
                 code = re.sub(r" \d*[<>].*", "", code)  # redirections
                 # At the start of a simple command: what is before is a pipe, a list, a variable.
