@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 HERE = Path(__file__).parent
-from cases import CASES
+from cases import CASES, settle
 from models import make
 
 MIB = 1 << 20
@@ -107,6 +107,7 @@ def sealing(source: str, directory: Path, count: int) -> dict[str, Result]:
             target.unlink(missing_ok=True)
             os.sync()
             warm(source)
+            settle(2 * os.path.getsize(source))
             start = time.perf_counter()
             if name == "strongroom seal":
                 command = [sys.executable, "-c", script, source, str(target)]
