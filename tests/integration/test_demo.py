@@ -1,0 +1,64 @@
+"""The demo as a user runs it."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "digits.py"
+
+
+@pytest.mark.slow
+def test_every_claim_of_the_demo_holds(tmp_path):
+    folder = tmp_path / "demo"
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--directory", folder], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    match = re.search(r"(\d+) of (\d+) claims hold", done.stdout)
+    assert match
+    assert match[1] == match[2] == "16"
+    for said in (
+        "digits.safetensors: segment 2 does not authenticate.",
+        "None of the 1 given keys opens this model",
+        "(exit code 5)",
+        "(exit code 4)",
+    ):
+        assert said in done.stdout
+    accuracies = re.findall(r"([\d.]+)% │ +([\d.]+)%", done.stdout)
+    assert len(accuracies) == 4
+    assert all(plain == sealed and float(sealed) > 95 for plain, sealed in accuracies)
+    assert "Traceback" not in done.stderr
+    key = (folder / "key.txt").read_text().strip()
+    assert key not in done.stdout + done.stderr
+
+
+@pytest.fixture
+def digits(monkeypatch):
+    spec = importlib.util.spec_from_file_location("digits", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "digits", module)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_a_claim_that_does_not_hold_fails_the_demo(digits, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(digits, "demo", lambda folder: digits.claim("pigs fly", False))
+    monkeypatch.setattr(sys, "argv", ["digits.py", "--directory", str(tmp_path / "demo")])
+    assert digits.main() == 1
+    assert "✘ pigs fly" in capsys.readouterr().out
+
+
+def test_it_removes_only_what_is_its_own(digits, monkeypatch, tmp_path):
+    (tmp_path / "thesis.txt").write_text("precious")
+    monkeypatch.setattr(sys, "argv", ["digits.py", "--directory", str(tmp_path)])
+    with pytest.raises(SystemExit):
+        digits.main()
+    assert (tmp_path / "thesis.txt").read_text() == "precious"
