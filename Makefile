@@ -52,7 +52,7 @@ bench: venv ## every figure of the README, as ratios; 15 GB of disk, half an hou
 	$(BIN)/python benchmarks/run.py
 
 docs: venv ## the site into site/; a warning is an error
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 fuzz: venv ## the parsers under atheris, a minute each
 	for target in fuzz/fuzz_*.py; do $(BIN)/python $$target -max_total_time=60 -verbosity=0; done
