@@ -155,9 +155,11 @@ def test_mode_and_link_are_kept(single, key, tmp_path):
     assert stat.S_IMODE(single.stat().st_mode) == 0o640
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can own files of somebody else")
 def test_owner_is_kept(single, key):
-    os.chown(single, 1234, 5678)
+    try:
+        os.chown(single, 1234, 5678)
+    except PermissionError:
+        pytest.skip("this user cannot give files away")
     strongroom.rewrap(single, key=key, new_key=key)
     assert (single.stat().st_uid, single.stat().st_gid) == (1234, 5678)
 
