@@ -56,6 +56,7 @@ OTHERS = {
     "zeros": bytes(4096),
     "another archive": zipped("word/document.xml"),
     "no archive": b"PK\3\4" + bytes(50),
+    "the beginning of an archive": b"PK\3\4",
     "a pickle": b"\x80\x04K\x01.",
     "a header longer than the file": (1000).to_bytes(8, "little") + b'{"a": 1}',
 }

@@ -1,5 +1,7 @@
 import gc
 import os
+import subprocess
+import sys
 
 import numpy
 import onnx
@@ -236,6 +238,26 @@ def test_which_model(tmp_path, seal, key, expected):
         assert numpy.array_equal(run(session), expected)
         with pytest.raises(NotFound):
             loader.session(model, path="c.onnx")
+
+
+@pytest.mark.parametrize("choice", [None, "0"])
+def test_onnxruntime_reports_nothing(tmp_path, choice):
+    """It stores reports on a disk and sends them, unless the caller wants that."""
+    environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
+    environment |= {"HOME": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    if choice:
+        environment["ORT_DISABLE_TELEMETRY"] = choice
+    script = (
+        "import os\nfrom strongroom.loaders import onnx\n"
+        "try:\n    onnx.onnxruntime.InferenceSession(b'\\x08')\nexcept Exception:\n    pass\n"
+        "print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == (choice or "1")
+    if choice is None:
+        assert list(tmp_path.rglob("*")) == []
 
 
 @pytest.mark.slow

@@ -157,6 +157,12 @@ def test_module_needs_the_callers_word(tmp_path, seal, key, way):
     assert_same(dict(module.state_dict()), dict(expected.state_dict()))
 
 
+def test_weights_only_none_is_the_default(tmp_path, seal, key):
+    torch.save(torch.nn.Linear(4, 3), tmp_path / "m.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        loader.load(seal(tmp_path / "m.pt"), key=key, weights_only=None)
+
+
 def test_refused_globals_are_not_run(tmp_path, seal, key):
     class Evil:
         def __reduce__(self):
@@ -210,7 +216,10 @@ def test_forced_by_the_environment(tmp_path, seal, key, monkeypatch):
         loader.load(seal(tmp_path / "m.pt"), key=key, weights_only=False)
 
 
-def test_tampered(tmp_path, seal, key):
+@pytest.mark.parametrize("public", [False, True])
+def test_tampered(tmp_path, seal, key, public, request):
+    if public:
+        request.getfixturevalue("public_api_only")
     torch.save(state_dict(), tmp_path / "m.pt")
     sealed = seal(tmp_path / "m.pt")
     raw = bytearray(sealed.read_bytes())

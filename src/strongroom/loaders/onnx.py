@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import mmap
+import os
 import posixpath
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,11 +16,19 @@ from strongroom.model.memory_directory import memory_directory, place_files
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
 
+# ONNX Runtime (seen in 1.31, on Linux) keeps reports in ~/.cache/Microsoft and sends them; that of a
+# failed load quotes names in the graph. Whoever wants this sets the variable to 0.
+_REPORTS: Final = os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1") == "0"
+
 try:
     import onnxruntime
     from onnxruntime.capi.onnxruntime_pybind11_state import Fail as _Fail
 except ModuleNotFoundError as error:
     raise extra_for(error, "onnxruntime", "Loading ONNX models", "onnx") from None
+
+if not _REPORTS:
+    # The variable does nothing for an onnxruntime that was imported before.
+    onnxruntime.disable_telemetry_events()
 
 __all__ = ["session"]
 
@@ -84,12 +93,15 @@ def _is_ort_format(model: SealedModel, name: str) -> bool:
 def _from_ort_format(
     model: SealedModel, name: str, options: Any, *arguments: Any, **kwargs: Any
 ) -> Any:
-    if options is None:
-        options = onnxruntime.SessionOptions()
-        # The session then uses the weights where they lie; it keeps the bytes that it was given.
-        options.add_session_config_entry("session.use_ort_model_bytes_directly", "1")
-        options.add_session_config_entry("session.use_ort_model_bytes_for_initializers", "1")
-    return onnxruntime.InferenceSession(model.read(name), options, *arguments, **kwargs)
+    if options is not None:
+        return onnxruntime.InferenceSession(model.read(name), options, *arguments, **kwargs)
+    # A session keeps the bytes that it was made from, but not a file. To use the weights where they
+    # lie in the bytes ("use_ort_model_bytes_for_initializers") crashes in 1.31 with some operators.
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.load_model_format", "ORT")
+    with memory_file("model.ort", model.files[name].size) as (memory, place):
+        model.read_into(name, memory)
+        return onnxruntime.InferenceSession(place, options, *arguments, **kwargs)
 
 
 def _from_onnx(model: SealedModel, name: str, options: Any, *arguments: Any, **kwargs: Any) -> Any:

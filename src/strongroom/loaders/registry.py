@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import importlib
 import json
-import zipfile
 from typing import Any, Final
 
 from strongroom.errors import UnknownFramework
-from strongroom.loaders.source import ModelSource, opened
+from strongroom.loaders.source import ModelSource, archive_members, opened
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
 
@@ -132,11 +131,7 @@ def _kind(model: SealedModel, name: str) -> str | None:
 
 
 def _archive_kind(model: SealedModel, name: str) -> str | None:
-    try:
-        with model.open(name) as file, zipfile.ZipFile(file) as archive:
-            members = archive.namelist()
-    except (zipfile.BadZipFile, OSError):
-        return None
+    members = [member.filename for member in archive_members(model, name) or ()]
     # Everything lies in one folder, except in the first format of torch.export.
     inside = {member.partition("/")[2] for member in members} | set(members)
     if "serialized_exported_program.json" in inside or "archive_format" in inside:

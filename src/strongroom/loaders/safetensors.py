@@ -224,25 +224,16 @@ class safe_open:  # noqa: N801 - the name of the library
         if tensor.code == "F4":
             raise SafetensorError("Slices of F4 tensors are not supported; use get_tensor.")
         first, rest = (index[0], index[1:]) if isinstance(index, tuple) and index else (index, ())
-        if not tensor.shape or not _is_basic(first, rest):
-            rows, index = range(tensor.shape[0]) if tensor.shape else range(1), index
-        else:
+        if tensor.shape and _is_basic(first, rest):
             # The same index on a tensor of this shape that occupies one element: bad ones fail here.
             self._framework.index(self._framework.blank(tensor), index)
             rows, first = _rows(first, tensor.shape[0])
             index = (first, *rest)
-        if rows == range(tensor.shape[0] if tensor.shape else 1):
-            whole = tensor
-        else:
-            size = tensor.size // tensor.shape[0] if tensor.shape[0] else 0
-            whole = _Tensor(
-                tensor.code,
-                (len(rows), *tensor.shape[1:]),
-                tensor.start + rows.start * size,
-                len(rows) * size,
-            )
-        memory = self._read(whole.start, whole.size)
-        part = self._framework.index(self._framework.tensor(memory, whole, "cpu"), index)
+            row = tensor.size // tensor.shape[0] if tensor.shape[0] else 0
+            shape = (len(rows), *tensor.shape[1:])
+            tensor = _Tensor(tensor.code, shape, tensor.start + rows.start * row, len(rows) * row)
+        memory = self._read(tensor.start, tensor.size)
+        part = self._framework.index(self._framework.tensor(memory, tensor, "cpu"), index)
         return self._framework.move(part, self._device)
 
     def __enter__(self) -> safe_open:

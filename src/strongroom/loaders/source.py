@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from strongroom.model.reader import SealedModel, open_model
 from strongroom.providers import sources
 from strongroom.providers.sources import KeySource
 
-__all__ = ["ModelSource", "extra_for", "opened", "pick"]
+__all__ = ["ModelSource", "archive_members", "extra_for", "opened", "pick"]
 
 ModelSource = str | os.PathLike[str] | SealedModel
 """The place of a sealed file or directory (a path or a URL), or a model that is open already."""
@@ -57,6 +58,18 @@ def pick(model: SealedModel, path: str | None, suffixes: Sequence[str], what: st
             hint=f"Say which: path={found[0]!r}, or one of " + ", ".join(map(repr, found[1:6])),
         )
     return found[0]
+
+
+def archive_members(model: SealedModel, name: str) -> list[zipfile.ZipInfo] | None:
+    """What a zip archive holds, or None if the file is not one."""
+    with model.open(name) as file:
+        if file.read(4) != b"PK\3\4":
+            return None
+        try:
+            with zipfile.ZipFile(file) as archive:
+                return archive.infolist()
+        except (zipfile.BadZipFile, NotImplementedError, ValueError):
+            return None
 
 
 def extra_for(error: ModuleNotFoundError, module: str, what: str, extra: str) -> ImportError:

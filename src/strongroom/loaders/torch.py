@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
-from strongroom.loaders.source import ModelSource, extra_for, opened, pick
+from strongroom.loaders.source import ModelSource, archive_members, extra_for, opened, pick
 from strongroom.model.memory import memory_file
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
@@ -40,7 +40,7 @@ def load(
     map_location: Any = None,
     *,
     key: KeySource | None = None,
-    weights_only: bool = True,
+    weights_only: bool | None = True,
     mmap: bool | None = None,
     path: str | None = None,
     **pickle_load_args: Any,
@@ -51,12 +51,14 @@ def load(
     views of the mapped file with ``torch.load(…, mmap=True)``: the block lives as long as one of them.
 
     Args:
+        weights_only: None is True, as in torch.
         mmap: True goes through a memory file and torch's own mapping of it.
 
     Raises:
         StrongroomError: the model cannot be opened, or is not authentic.
         pickle.UnpicklingError: ``weights_only`` refuses what the file holds, as in torch.
     """
+    weights_only = weights_only is None or bool(weights_only)
     with opened(f, key) as model:
         name = pick(model, path, _SUFFIXES, "PyTorch")
         if mmap:
@@ -148,15 +150,8 @@ def _in_place(map_location: Any, pickle_load_args: Mapping[str, Any]) -> bool:
 
 def _is_plain_archive(model: SealedModel, name: str) -> bool:
     """Whether it is an archive as torch.save writes it: nothing compressed, not TorchScript."""
-    with model.open(name) as file:
-        if file.read(4) != b"PK\3\4":
-            return False
-        try:
-            with zipfile.ZipFile(file) as archive:
-                members = archive.infolist()
-        except (zipfile.BadZipFile, OSError):
-            return False
-    return all(
+    members = archive_members(model, name)
+    return members is not None and all(
         member.compress_type == zipfile.ZIP_STORED and not member.filename.endswith("/constants.pkl")
         for member in members
     )
