@@ -5,6 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import posixpath
+import re
 from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import Any, Final
@@ -34,6 +35,8 @@ __all__ = ["session"]
 
 _SUFFIXES: Final = (".onnx", ".ort")
 _IN_MEMORY: Final = "add_external_initializers_from_files_in_memory"
+_DATA_MISSING: Final = re.compile(r"External data|/proc/self/fd/\D")
+# In the messages of 1.31 and 1.20: the graph names a file, and beside the memory file there is none.
 _MAX_TENSOR: Final = 2 << 30
 # ONNX Runtime takes files of any size from memory, but no single tensor of this size.
 
@@ -113,8 +116,8 @@ def _from_onnx(model: SealedModel, name: str, options: Any, *arguments: Any, **k
         if not external:
             try:
                 return onnxruntime.InferenceSession(place, options, *arguments, **kwargs)
-            except _Fail as error:
-                if "External data" not in str(error):
+            except Exception as error:  # its errors have no common base
+                if not _DATA_MISSING.search(str(error)):
                     raise
                 raise NotFound(
                     f"{name} needs external data that is not in the sealed model.",

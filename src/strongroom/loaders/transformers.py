@@ -84,12 +84,17 @@ def from_pretrained(
             auto_class = _class(auto_class)
         if auto_class is not None and not _is_model(auto_class):
             return auto_class.from_pretrained(directory, **kwargs)
-        kwargs.setdefault("config", None)
-        config, kwargs = _config(directory, kwargs)
+        config = kwargs.pop("config", None)
+        if config is None:
+            config, kwargs = _config(directory, kwargs)
         model_class = _model_class(auto_class, config)
-        kwargs.setdefault("generation_config", _generation_config(directory, model_class))
         state = _state_dict(model, subfolder, variant, use_safetensors)
-        return model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)
+        loaded = model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)
+        if model_class.can_generate() and kwargs.get("generation_config") is None:
+            # Without a path transformers makes one of defaults.
+            one = loaded[0] if kwargs.get("output_loading_info") else loaded
+            one.generation_config = _generation_config(directory)
+        return loaded
 
 
 def _inside(path: str, folder: str) -> bool:
@@ -115,15 +120,14 @@ def _is_model(auto_class: Any) -> bool:
 
 def _config(directory: str, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
     """The configuration, with those keyword arguments in it that are its attributes, and the others."""
-    kwargs = dict(kwargs)
-    config = kwargs.pop("config")
-    if config is not None and not isinstance(config, str):
-        return config, kwargs
-    config = transformers.AutoConfig.from_pretrained(config or directory)
-    for name in list(kwargs):
+    config = transformers.AutoConfig.from_pretrained(directory)
+    others = {}
+    for name, value in kwargs.items():
         if hasattr(config, name) and name not in ("dtype", "torch_dtype", "quantization_config"):
-            setattr(config, name, kwargs.pop(name))
-    return config, kwargs
+            setattr(config, name, value)
+        else:
+            others[name] = value
+    return config, others
 
 
 def _model_class(auto_class: Any, config: Any) -> Any:
@@ -141,9 +145,7 @@ def _model_class(auto_class: Any, config: Any) -> Any:
     return auto_class
 
 
-def _generation_config(directory: str, model_class: Any) -> Any:
-    if not model_class.can_generate():
-        return None
+def _generation_config(directory: str) -> Any:
     try:
         return transformers.GenerationConfig.from_pretrained(directory)
     except OSError:
@@ -158,21 +160,19 @@ def _state_dict(
 ) -> dict[str, Any]:
     """All weights by name."""
     middle = f".{variant}" if variant else ""
-    kinds = {True: (f"model{middle}.safetensors",), False: (f"pytorch_model{middle}.bin",)}
-    names = kinds[True] + kinds[False] if use_safetensors is None else kinds[use_safetensors]
-    for name in names:
-        single = posixpath.join(folder, name)
-        stem, suffix = (
-            name.removesuffix(middle + posixpath.splitext(name)[1]),
-            posixpath.splitext(name)[1],
-        )
-        index = posixpath.join(folder, f"{stem}{suffix}.index{middle}.json")
+    stems = [("model", "safetensors"), ("pytorch_model", "bin")]
+    if use_safetensors is not None:
+        stems = stems[:1] if use_safetensors else stems[1:]
+    for stem, suffix in stems:
+        single = posixpath.join(folder, f"{stem}{middle}.{suffix}")
+        index = posixpath.join(folder, f"{stem}.{suffix}.index{middle}.json")
         if single in model.files:
             return _weights(model, single)
         if index in model.files:
             return _shards(model, folder, index)
+    names = " or ".join(f"{stem}{middle}.{suffix}" for stem, suffix in stems)
     raise NotFound(
-        f"{model.name} has no weights: none of {', '.join(names)}, whole or in shards.",
+        f"{model.name} has no weights: no {names}, whole or in shards.",
         hint="Give subfolder=… or variant=…, or seal the directory that save_pretrained wrote.",
     )
 
