@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.keywrap import (
@@ -23,6 +24,9 @@ __all__ = ["ALG", "WRAPPED_SIZE", "SymmetricKey", "unwrap_dek"]
 ALG: Final = "A256KW"
 WRAPPED_SIZE: Final = 40
 _SIZE: Final = 32
+_ENCODED_SIZE: Final = 44
+_TO_STANDARD: Final = {ord("-"): ord("+"), ord("_"): ord("/")}
+_ENCODED: Final = re.compile(rb"[A-Za-z0-9_-]{43}=")
 
 
 def unwrap_dek(kek: SecretBytes, wrapped: bytes) -> SecretBytes:
@@ -32,6 +36,19 @@ def unwrap_dek(kek: SecretBytes, wrapped: bytes) -> SecretBytes:
         InvalidUnwrap: wrapped under another key, or changed.
     """
     return SecretBytes.take(aes_key_unwrap(kek.buffer, wrapped))
+
+
+def _decode(body: bytearray) -> SecretBytes | None:
+    """The bytes of a whole padded base64url; None if it is something else. ``body`` is used up."""
+    if not _ENCODED.fullmatch(body):
+        return None
+    for index, char in enumerate(body):
+        body[index] = _TO_STANDARD.get(char, char)
+    raw = SecretBytes.take(binascii.a2b_base64(body))
+    again = base64.b64encode(raw.buffer)
+    canonical = again == body
+    wipe_bytes(again)
+    return raw if canonical else None
 
 
 class SymmetricKey:
@@ -54,22 +71,28 @@ class SymmetricKey:
         return cls(SecretBytes.random(_SIZE))
 
     @classmethod
-    def parse(cls, text: bytes) -> SymmetricKey:
+    def parse(cls, text: bytes | bytearray) -> SymmetricKey:
         """Parse base64url of 32 bytes; padding and one trailing newline are allowed.
 
         Raises:
             InvalidKey: anything else.
         """
-        body = text.removesuffix(b"\n").removesuffix(b"\r").removesuffix(b"=")
+        end = len(text)
+        for ending in (b"\n", b"\r", b"="):
+            if text[end - 1 : end] == ending:
+                end -= 1
+        body = bytearray(_ENCODED_SIZE)
         try:
-            raw = base64.b64decode(body + b"=", altchars=b"-_", validate=True)
-        except (binascii.Error, ValueError):
-            raw = b""
-        if len(raw) != _SIZE or base64.urlsafe_b64encode(raw) != body + b"=":
+            body[:-1] = memoryview(text)[: min(end, _ENCODED_SIZE)]
+            body[-1:] = b"="
+            raw = _decode(body) if len(body) == _ENCODED_SIZE else None
+        finally:
+            body[:] = bytes(len(body))
+        if raw is None:
             raise InvalidKey(
                 "The key is not base64url of 32 bytes.", hint="Make one: strongroom keygen -o FILE"
             )
-        return cls(SecretBytes.take(raw))
+        return cls(raw)
 
     def encode(self) -> bytes:
         """The content of a key file; a Fernet key file has the same."""

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final, cast
 
-from strongroom.crypto.secret import SecretBytes
+from strongroom.crypto.secret import SecretBytes, wipe_bytes
 from strongroom.errors import InvalidKey, NoKey, UsageError, os_errors
 from strongroom.format.limits import MAX_KEY_FILE
 from strongroom.keys import HpkeIdentity, HpkeRecipient, Identity, Recipient, SymmetricKey
@@ -69,11 +69,16 @@ def _refuse_literal(text: str) -> None:
 def _read_key_file(path: str | os.PathLike[str]) -> bytes:
     if not os.path.exists(path):
         _refuse_literal(os.fspath(path))
-    with os_errors(path), open(path, "rb") as file:
-        content = file.read(MAX_KEY_FILE + 1)
-    if len(content) > MAX_KEY_FILE:
+    # Unbuffered, and into memory that can be zeroed: what is read may be a key.
+    buffer, size = bytearray(MAX_KEY_FILE + 1), 0
+    with os_errors(path), open(path, "rb", buffering=0) as file:
+        while size < len(buffer) and (count := file.readinto(memoryview(buffer)[size:])):
+            size += count
+    content = bytes(memoryview(buffer)[:size])
+    buffer[:] = bytes(len(buffer))
+    if size > MAX_KEY_FILE:
         raise InvalidKey(f"{os.fspath(path)} is too large to be a key file.")
-    if not content.strip():
+    if not content or content.isspace():
         raise InvalidKey(f"{os.fspath(path)} is empty.", hint="Make a key: strongroom keygen -o FILE")
     return content
 
@@ -84,6 +89,8 @@ def _key_from_file(path: str | os.PathLike[str]) -> SymmetricKey | HpkeIdentity:
         return parse_key(content)
     except InvalidKey as error:
         raise InvalidKey(f"{os.fspath(path)}: {error.message}", hint=error.hint) from None
+    finally:
+        wipe_bytes(content)
 
 
 def _from_environment(environ: Mapping[str, str], name: str) -> SymmetricKey | HpkeIdentity:
