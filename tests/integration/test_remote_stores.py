@@ -133,7 +133,7 @@ def _size(range: str) -> int:
 
 @pytest.mark.parametrize("failing", ["second part", "completion", "create"])
 def test_a_failed_seal_of_a_file_leaves_nothing(s3, store, key, tmp_path, failing):
-    (tmp_path / "big.bin").write_bytes(os.urandom(110 << 20))
+    (tmp_path / "big.bin").write_bytes(os.urandom(40 << 20))
 
     def fault(method, path, query, wanted):
         step = {
@@ -150,6 +150,37 @@ def test_a_failed_seal_of_a_file_leaves_nothing(s3, store, key, tmp_path, failin
     assert objects(s3) == set()
     assert uploads(s3) == []
     assert not s3.transaction.files
+
+
+def test_parts_of_an_upload_grow_so_that_ten_thousand_are_enough(s3, key):
+    from strongroom.model.remote import RemoteOutput
+
+    output = RemoteOutput.begin(f"s3://{s3.bucket}/big", overwrite=False)
+
+    class Counter:
+        """Takes the place of s3fs's file and only counts; 5 TiB are the most that an object can have."""
+
+        blocksize, size, buffered, parts = 16 << 20, 0, 0, 0
+
+        def write(self, data):
+            self.size += len(data)
+            self.buffered += len(data)
+            if self.buffered >= self.blocksize:
+                self.buffered, self.parts = 0, self.parts + 1
+
+        def tell(self):
+            return self.size
+
+    class Zeros:
+        def __len__(self):
+            return 16 << 20
+
+    real, output._file = output._file, Counter()
+    for _ in range((5 << 40) // (16 << 20)):
+        output.write(Zeros())
+    assert 5000 < output._file.parts < 10_000
+    output._file = real
+    output.abort()
 
 
 def test_a_failed_overwrite_keeps_the_old_file(s3, store, plain, key):
@@ -186,7 +217,7 @@ def test_an_interrupted_writer_leaves_nothing(s3, key):
         pytest.raises(Stop),
         strongroom.create(f"s3://{s3.bucket}/a.sealed", key=key) as file,
     ):
-        file.write(os.urandom(60 << 20))
+        file.write(os.urandom(20 << 20))
         raise Stop
     assert objects(s3) == set()
     assert uploads(s3) == []

@@ -40,7 +40,13 @@ _ATOMIC: Final = frozenset({"s3", "s3a", "gs", "gcs"})
 _EXCLUSIVE: Final = _ATOMIC | {"memory"}
 """Where creating a file that somebody else has just created fails, and does not replace it."""
 
-_THERE = "Give another destination, or --force (overwrite=True) to replace it."
+_PART: Final = 16 << 20
+"""Bytes of one part of an upload; two are in memory. The default of s3fs, 50 MiB, takes 190 MiB."""
+
+_PARTS_OF_FIRST_SIZE: Final = 1000
+# S3 takes at most 10,000 parts. Those that come later grow by a thousandth each: 5 TiB are 6,800 parts.
+
+_THERE: Final = "Give another destination, or --force (overwrite=True) to replace it."
 
 
 @contextlib.contextmanager
@@ -227,12 +233,15 @@ class RemoteOutput:
         self._fs = fs
         self._path = path
         self._open = False
+        # Cloudflare R2 takes parts of one size only; s3fs is told so, and of what size.
+        self._grows = scheme(name) in _ATOMIC and not getattr(fs, "fixed_upload_size", False)
         with _errors(name):
             self._new = not fs.exists(path)
             if not self._new and not overwrite:
                 raise AlreadyExists(f"{name} exists already.", hint=_THERE)
-            exclusive = not overwrite and scheme(name) in _EXCLUSIVE
-            self._file = fs.open(path, "xb" if exclusive else "wb", autocommit=False)
+            mode = "xb" if not overwrite and scheme(name) in _EXCLUSIVE else "wb"
+            size = {"block_size": _PART} if self._grows else {}
+            self._file = fs.open(path, mode, autocommit=False, **size)
             self._open = True
         # Whether what is there under the name, if anything is, comes from here.
         self._ours = self._new and scheme(name) not in _ATOMIC
@@ -244,6 +253,8 @@ class RemoteOutput:
     def write(self, data: memoryview | bytes) -> None:
         with _errors(self._name):
             self._file.write(data)
+            if self._grows:
+                self._file.blocksize = max(_PART, self._file.tell() // _PARTS_OF_FIRST_SIZE)
 
     def commit(self) -> None:
         with _errors(self._name):
