@@ -8,6 +8,7 @@ import secrets
 import shutil
 import stat
 import sys
+import weakref
 from typing import IO, Protocol
 
 from strongroom.errors import AlreadyExists, UsageError, os_errors
@@ -141,22 +142,23 @@ class FileOutput:
             os.fsync(self._folder)
         self.abort()
 
-    def _link(self, name: str) -> None:
+    def _source(self) -> str:
+        return self._temporary or f"/proc/self/fd/{self.descriptor}"
+
+    def _link(self, source: str, name: str) -> None:
         # Python passes AT_SYMLINK_FOLLOW, which /proc/self/fd needs, only along with a dir_fd.
-        source = self._temporary or f"/proc/self/fd/{self.descriptor}"
         os.link(source, name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
 
     def _name_it(self) -> None:
         if self._overwrite:
             if self._temporary is None:
-                name = _temporary_name(self._name)
-                self._link(name)
-                self._temporary = name
+                source, self._temporary = self._source(), _temporary_name(self._name)
+                self._link(source, self._temporary)
             os.replace(self._temporary, self._name, src_dir_fd=self._folder, dst_dir_fd=self._folder)
             self._temporary = None
         else:
             try:
-                self._link(self._name)
+                self._link(self._source(), self._name)
             except FileExistsError:
                 raise AlreadyExists(f"{self._path} exists already.", hint=_HINT) from None
             except OSError:
@@ -216,6 +218,17 @@ def _exchange(first: str, second: str) -> bool:
     )
 
 
+def _discard(path: str, process: int) -> None:
+    """Remove what has no final name; in ``process`` alone, not in one forked from it."""
+    if os.getpid() != process:
+        return
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            os.unlink(path)
+
+
 class LocalTreeOutput:
     """A local directory, written under a hidden name beside the final one and renamed when complete."""
 
@@ -227,6 +240,8 @@ class LocalTreeOutput:
         if not overwrite and os.path.lexists(path):
             raise AlreadyExists(f"{path} exists already.", hint=_HINT)
         self._temporary = _temporary_name(self._path)
+        # Before the directory is there: a signal that raises between the two leaves nothing behind.
+        self._leftover = weakref.finalize(self, _discard, self._temporary, os.getpid())
         with os_errors(path):
             os.mkdir(self._temporary, 0o700 if private else 0o777)
 
@@ -252,11 +267,8 @@ class LocalTreeOutput:
         self.abort()  # what is under the temporary name now is the replaced one, or nothing
 
     def abort(self) -> None:
-        if os.path.isdir(self._temporary) and not os.path.islink(self._temporary):
-            shutil.rmtree(self._temporary, ignore_errors=True)
-        else:
-            with contextlib.suppress(OSError):
-                os.unlink(self._temporary)
+        _discard(self._temporary, os.getpid())
+        self._leftover.detach()
 
 
 class _StandardOutput:
