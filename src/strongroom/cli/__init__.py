@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import signal
 import sys
 
 __all__ = ["main"]
@@ -11,6 +12,9 @@ __all__ = ["main"]
 
 def main() -> None:
     """Entry point of ``strongroom``: run the arguments of this process, exit with the right code."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        # Until there is something to clean up, Ctrl-C ends the process without a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
     for descriptor in (0, 1, 2):
         # A file that is opened while one of these is closed would take its place.
         try:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import io
+import math
 import os
 import re
+import select
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any, Final
@@ -28,6 +31,9 @@ _BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 _ClickUsageError: Final[Any] = typer.BadParameter.__bases__[0]
 _ClickException: Final[Any] = _ClickUsageError.__bases__[0]
 
+_GRACE: Final = 2.0
+"""Seconds after a signal in which further ones are taken for the same."""
+
 _SECRET_LIKE: Final = re.compile(r"[A-Za-z0-9_-]{40,}=*|\S*-secret:\S*")
 
 
@@ -38,11 +44,17 @@ class _Interrupted(BaseException):
         self.code = 128 + number
 
 
+_last_interrupt = -math.inf
+
+
 def _interrupt(number: int, frame: object) -> None:
-    # The second one must not cut the cleanup of the first short.
-    for other in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(other, signal.SIG_IGN)
-    raise _Interrupted(number)
+    # One that follows at once must not cut the cleanup short. A later one counts: Python drops an
+    # exception that a signal raises inside a finalizer.
+    global _last_interrupt
+    now = time.monotonic()
+    if now - _last_interrupt > _GRACE:
+        _last_interrupt = now
+        raise _Interrupted(number)
 
 
 def prepare() -> None:
@@ -57,11 +69,13 @@ def prepare() -> None:
 
 
 def _is_broken_pipe(error: BaseException | None) -> bool:
-    while error is not None:
-        if isinstance(error, BrokenPipeError):
-            return True
+    """Whether ``error`` says that nobody reads our output any more, and not a broken connection."""
+    while error is not None and not isinstance(error, BrokenPipeError):
         error = error.__cause__ or error.__context__
-    return False
+    poll = select.poll()
+    poll.register(1, 0)
+    poll.register(2, 0)
+    return error is not None and any(events & select.POLLERR for _, events in poll.poll(0))
 
 
 def _flush() -> None:
@@ -128,8 +142,9 @@ def run(arguments: Sequence[str]) -> int:
         return outcome if isinstance(outcome, int) else 0
     except _Interrupted as error:
         return error.code
-    except SystemExit as error:  # Rich ends with 1 when its pipe is gone
-        if not _is_broken_pipe(error):
+    except SystemExit as error:
+        # Rich, whose pipe is gone, ends like this, with standard output sent nowhere.
+        if not isinstance(error.__context__, BrokenPipeError):
             raise
         return _broken_pipe()
     except _ClickException as error:

@@ -177,7 +177,7 @@ def seal(
         secrets.append(ask_passphrase(twice=True))
     wrapped_for = sealers(key, recipient, recipients_file, secrets, environment=True)
     started, done = time.perf_counter(), 0
-    label = f"Sealing {shown(source)}"
+    label = f"Sealing {shown(source, 'standard input')}"
     with progress_bar(label, total, wanted=not (quiet or no_progress)) as progress:
 
         def count(size: int) -> None:
@@ -209,7 +209,8 @@ def seal(
     elif not quiet:
         size = total or 0
         note(
-            f"Sealed {shown(source)} to {shown(output)}: {size_text(size)} in {seconds:.2f} s "
+            f"Sealed {shown(source, 'standard input')} to {shown(output, 'standard output')}: "
+            f"{size_text(size)} in {seconds:.2f} s "
             f"({rate_text(size, seconds)})."
         )
 

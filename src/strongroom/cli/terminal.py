@@ -48,8 +48,13 @@ def plain(text: str) -> str:
     )
 
 
-def shown(location: str) -> str:
-    """A path or URL for messages: on one line, and without the secrets that a URL may carry."""
+def shown(location: str, standard: str = "-") -> str:
+    """A path or URL for messages: on one line, and without the secrets that a URL may carry.
+
+    ``standard`` is what ``-`` means.
+    """
+    if location == "-":
+        return standard
     return plain(public(location) if is_url(location) else location)
 
 

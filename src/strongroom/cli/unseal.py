@@ -86,7 +86,7 @@ def unseal(
         binary_output()
     wanted = not (quiet or no_progress)
     started = time.perf_counter()
-    label = f"Unsealing {shown(source)}"
+    label = f"Unsealing {shown(source, 'standard input')}"
     if source == "-":
         # Now, since the passphrase may be the first line of the same pipe.
         identities = opener(key, passphrase, passphrase_fd)()
@@ -100,7 +100,8 @@ def unseal(
     seconds = time.perf_counter() - started
     if not quiet:
         note(
-            f"Unsealed {shown(source)} to {shown(output)}: {size_text(size)} in {seconds:.2f} s "
+            f"Unsealed {shown(source, 'standard input')} to {shown(output, 'standard output')}: "
+            f"{size_text(size)} in {seconds:.2f} s "
             f"({rate_text(size, seconds)})."
         )
 

@@ -60,7 +60,7 @@ def verify(
     """
     started = time.perf_counter()
     wanted = not (quiet or no_progress)
-    label = f"Verifying {shown(source)}"
+    label = f"Verifying {shown(source, 'standard input')}"
     bundle: str | None = None
     if source == "-":
         files = 1
@@ -88,7 +88,7 @@ def verify(
     elif not quiet:
         files_text = "1 file" if files == 1 else f"{files} files"
         print(
-            f"{shown(source)} is authentic and complete: {files_text}, {size_text(size)} "
+            f"{shown(source, 'standard input')} is authentic and complete: {files_text}, {size_text(size)} "
             f"in {seconds:.2f} s ({rate_text(size, seconds)})."
         )
 
