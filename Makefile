@@ -55,7 +55,7 @@ docs: venv ## the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 fuzz: venv ## the parsers under atheris, a minute each
-	for target in fuzz/fuzz_*.py; do $(BIN)/python $$target -max_total_time=60 -verbosity=0; done
+	for target in fuzz/fuzz_*.py; do $(BIN)/python $$target -max_total_time=60 -verbosity=0 || exit 1; done
 
 clean: ## remove everything that make has made
 	rm -rf $(VENV) $(CORE) .demo .bench site .coverage .coverage.* htmlcov dist \

@@ -65,13 +65,14 @@ def for_each(count: int, work: Callable[[int], None], threads: int | None = None
 
     helpers = _start(run, threads - 1)
     run()
-    for helper in helpers:
-        try:
+    try:
+        for helper in helpers:
             helper.join()
-        except BaseException:  # Ctrl-C while waiting
-            stop.set()
+    except BaseException:  # Ctrl-C while waiting: nobody may write to the buffer after this call
+        stop.set()
+        for helper in helpers:
             helper.join()
-            raise
+        raise
     if failures:
         raise failures[min(failures)]
 

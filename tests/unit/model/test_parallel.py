@@ -90,6 +90,36 @@ def test_interrupts_come_through(error):
             in_order(100, 1, lambda number, buffer: work(number) or 0, lambda piece: None, threads)
 
 
+def test_interrupt_while_waiting_for_the_others(monkeypatch):
+    """They are waited for all the same: they write to memory of the caller."""
+    working, finished = threading.Event(), []
+
+    class Interrupted(threading.Thread):
+        def join(self, timeout=None):
+            if not working.is_set():
+                working.set()
+                raise KeyboardInterrupt
+            super().join(timeout)
+
+    monkeypatch.setattr(parallel.threading, "Thread", Interrupted)
+    main = threading.current_thread()
+
+    def work(number):
+        if threading.current_thread() is not main:
+            assert working.wait(30)
+            finished.append(number)
+
+    barrier = threading.Barrier(3, timeout=30)
+
+    def all_have_one(number):
+        barrier.wait()
+        work(number)
+
+    with pytest.raises(KeyboardInterrupt):
+        for_each(3, all_have_one, 3)
+    assert len(finished) == 2
+
+
 def test_no_thread_is_left():
     before = threading.active_count()
     for_each(100, lambda number: None, 8)
