@@ -297,6 +297,28 @@ def test_framework_and_device_as_the_library_refuses_them(plain, seal, key, fram
     assert str(error.value) == str(expected.value)
 
 
+def test_other_devices_get_one_tensor_at_a_time(plain, seal, key, monkeypatch):
+    """No GPU is needed: what is moved, and where, is recorded instead."""
+    moved = []
+
+    def move(self, tensor, device):
+        moved.append((tensor.device.type, device))
+        return tensor
+
+    monkeypatch.setattr(loader._Torch, "move", move)
+    whole = []
+    monkeypatch.setattr(strongroom.SealedModel, "load", lambda *a: whole.append(a))
+    with loader.safe_open(seal(plain), "pt", "cuda:1", key=key) as file:
+        found = file.get_tensors()
+        assert list(found) == list(load_file(plain))
+        assert torch.equal(found["large"], tensors()["large"])
+        assert moved == [("cpu", "cuda:1")] * len(found)
+        moved.clear()
+        file.get_slice("large")[3:4]
+        assert moved[-1] == ("cpu", "cuda:1")
+    assert whole == []
+
+
 def test_frameworks_that_are_not_served(plain, seal, key):
     with pytest.raises(UsageError, match="flax"):
         loader.safe_open(seal(plain), "flax", key=key)

@@ -322,7 +322,7 @@ class _Torch:
         if tensor.code == "F4":  # the header counts elements, torch counts pairs of them
             shape[-1] //= 2
         if tensor.size == 0:
-            return self._torch.empty(shape, dtype=dtype, device=device)
+            return self.move(self._torch.empty(shape, dtype=dtype), device)
         return self.move(self._torch.frombuffer(memory, dtype=dtype).reshape(shape), device)
 
     def blank(self, tensor: _Tensor) -> Any:
