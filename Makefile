@@ -24,12 +24,12 @@ help: ## list the targets
 
 venv: $(VENV)/.complete ## .venv with every extra and all tools
 
-system: ## what the tests need of Debian (strace)
-	@if ! command -v strace >/dev/null; then \
+system: ## what the tests need of Debian (strace; gcore, which gdb has)
+	@if ! command -v strace >/dev/null || ! command -v gcore >/dev/null; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq strace >/dev/null; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq strace gdb >/dev/null; \
 		else \
-			echo "strace is missing (apt-get install strace): tests that trace system calls will be skipped." >&2; \
+			echo "Missing (apt-get install strace gdb): tests that trace system calls or dump a process will be skipped." >&2; \
 		fi; \
 	fi
 
@@ -43,7 +43,7 @@ test: lint system ## linters, then all tests with their coverage
 	$(PYTEST) --cov --cov-report=term
 
 test-core: $(CORE)/.complete ## the core with `cryptography` and nothing else installed
-	$(CORE)/bin/python -m pytest tests/unit tests/core
+	$(CORE)/bin/python -m pytest tests/unit tests/vectors tests/robustness tests/core
 
 demo: venv ## train, seal, load, predict, tamper: on real data, in a minute
 	$(BIN)/python examples/digits.py

@@ -20,6 +20,7 @@ from strongroom.format.manifest import Entry, Manifest
 from strongroom.format.paths import MANIFEST, SEALED_SUFFIX, check_path
 from strongroom.keys.base import Recipient
 from strongroom.model.location import base_name, is_url, local, public
+from strongroom.model.memory import allocate
 from strongroom.model.output import Output, TreeOutput, open_file_output, open_tree_output
 from strongroom.model.payload import Progress
 from strongroom.model.reader import SealedModel
@@ -361,9 +362,9 @@ def seal_stream(
         try:
             output.write(area)
             writer = PayloadWriter(keys.keys, path, job.segment, output.write)
-            buffer = bytearray(_CHUNK)
+            buffer = allocate(_CHUNK)
             while count := _fill(stream, buffer):
-                writer.write(memoryview(buffer)[:count])
+                writer.write(buffer[:count])
                 if job.progress:
                     job.progress(count)
             writer.finish()
@@ -376,7 +377,7 @@ def seal_stream(
     return keys.bundle
 
 
-def _fill(stream: IO[bytes], buffer: bytearray) -> int:
+def _fill(stream: IO[bytes], buffer: memoryview) -> int:
     with os_errors("standard input"):
         return int(stream.readinto(buffer))  # type: ignore[attr-defined]  # every binary stream has it
 

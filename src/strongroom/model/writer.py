@@ -19,7 +19,7 @@ from strongroom.format.layout import PREAMBLE_SIZE, Layout, build_preamble
 from strongroom.format.limits import DEFAULT_SEGMENT, MAX_SEGMENTS
 from strongroom.keys.base import Recipient
 from strongroom.keys.passphrase import check_count
-from strongroom.model.memory import BufferPool
+from strongroom.model.memory import BufferPool, allocate
 from strongroom.model.output import Output
 from strongroom.model.parallel import default_threads, in_order
 from strongroom.model.payload import Progress
@@ -106,7 +106,7 @@ class PayloadWriter:
         self._segment = segment
         self._write = write
         self._number = 0
-        self._pending = memoryview(bytearray(segment))
+        self._pending = allocate(segment)
         self._fill = 0
         self.size = 0
         write(build_preamble(self.salt, prefix))
