@@ -80,7 +80,8 @@ def unwrap(header: Header, identities: Sequence[Identity]) -> SecretBytes:
         raise wrong
     names = [describe(entry) for entry in header.recipients]
     raise NoMatchingRecipient(
-        f"None of the {len(identities)} given keys opens this model; it is sealed for: "
+        ("The given key does not open" if len(identities) == 1 else "None of the given keys opens")
+        + " this model; it is sealed for: "
         + "; ".join(names[:_NAMED])
         + (f" and {len(names) - _NAMED} more." if len(names) > _NAMED else "."),
         recipients=names,
