@@ -208,7 +208,7 @@ def compare(plain: Path, sealed: Path, key: Path, images: torch.Tensor, labels: 
     console.print(table)
     console.print(
         f"Loads are medians of {ROUNDS}, files in the page cache. So small a model takes longer to open than to"
-        " decrypt,\nand safetensors maps a plain file and reads it later; `make bench` measures large models."
+        " decrypt, and safetensors maps a plain file and reads it later; `make bench` measures large models."
     )
 
 
