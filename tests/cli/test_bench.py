@@ -2,16 +2,16 @@ import json
 
 import pytest
 
-pytest.importorskip("safetensors", reason="a loader is measured")
-import numpy as np
-from safetensors.numpy import save_file
-
 from strongroom.cli.measure import Measurement
+
+_WHY = "the load of a safetensors file is measured, as torch tensors"
+torch = pytest.importorskip("torch", reason=_WHY)
+safetensors = pytest.importorskip("safetensors.torch", reason=_WHY)
 
 
 @pytest.fixture
 def tensors(cli, key, here):
-    save_file({"w": np.arange(500_000, dtype=np.float32)}, "model.safetensors")
+    safetensors.save_file({"w": torch.arange(500_000, dtype=torch.float32)}, "model.safetensors")
     assert cli("seal", "model.safetensors", "-o", "t.sealed", "-k", key).code == 0
     return here / "t.sealed"
 
@@ -54,6 +54,17 @@ def test_a_model_that_no_loader_knows(cli, key, sealed):
     result = cli("bench", sealed, "-k", key, "--runs", 1, "--framework", "nonsense")
     assert result.code == 2
     assert "nonsense" in result.error()
+
+
+def test_a_model_that_its_loader_cannot_read(cli, key, here):
+    (here / "model.safetensors").write_bytes(b"\x08" + bytes(7) + b'{"a":1} ' + bytes(100))
+    assert cli("seal", "model.safetensors", "-o", "t.sealed", "-k", key).code == 0
+    result = cli("bench", "t.sealed", "-k", key, "--runs", 1)
+    assert result.code == 0
+    assert "load was not measured: " in result.out
+    result = cli("bench", "t.sealed", "-k", key, "--runs", 1, "--framework", "torch")
+    assert result.code in (2, 3)
+    result.error()
 
 
 def test_a_directory(cli, key, folder):

@@ -53,12 +53,13 @@ def test_inspect_shows_what_there_is_without_a_key(cli, key, folder):
     assert "encrypted_key" not in json.dumps(said)
 
 
-def test_what_a_file_says_cannot_repaint_the_screen(program, cli, key, folder):
+def test_what_a_file_says_cannot_repaint_the_screen(program, cli, key, folder, monkeypatch):
+    monkeypatch.delenv("FORCE_COLOR", raising=False)
     (folder / "e\x1b[31mvil\n\u202etxt").write_text("x")
     evil = "\x1b]0;title\x07[bold red]x[/]\u202e\x9b"
     cli("seal", folder, "-o", "m.sealed", "-k", key, "--name", evil, "--meta", f"{evil}=1\r2")
     for arguments in (("inspect", "m.sealed"), ("inspect", "m.sealed", "--json")):
-        shown = program(*arguments, FORCE_COLOR="").out
+        shown = program(*arguments).out
         assert not set("\x1b\x07\u202e\x9b\r") & set(shown)
         assert "[bold red]x[/]" in shown
     flip("m.sealed/e\x1b[31mvil\n\u202etxt.sealed", -1)

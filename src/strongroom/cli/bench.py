@@ -16,7 +16,7 @@ from strongroom.cli.keyring import opener
 from strongroom.cli.measure import Measurement, drop_from_cache, load_all, measure, read_all
 from strongroom.cli.terminal import note, plain, print_json, report, shown, size_text
 from strongroom.cli.verb import Json, Key, PassphraseFd, PassphraseOpens, Quiet, Source, flag, verb
-from strongroom.errors import AlreadyExists, MissingExtra, UnknownFramework, UsageError
+from strongroom.errors import AlreadyExists, MissingExtra, StrongroomError, UnknownFramework, UsageError
 from strongroom.keys import Identity
 from strongroom.model.location import base_name, is_url
 from strongroom.model.parallel import default_threads
@@ -124,26 +124,31 @@ def _measure_load(
     steps: list[Measurement],
 ) -> str | None:
     """Add the step ``load`` if a loader fits, or return why none does."""
-    size = steps[1].size
-    try:
-        from strongroom.loaders import registry
+    from strongroom.loaders import registry
 
-        if framework is None:
+    size = steps[1].size
+    name = framework
+    try:
+        if name is None:
             with open_model(source, lambda: identities) as model:
-                framework = registry.detect(model)
-            asked = False
-        else:
-            asked = True
+                name = registry.detect(model)
 
         def work() -> tuple[object, int]:
-            return registry.load(source, key=identities, framework=framework), size
+            return registry.load(source, key=identities, framework=name), size
 
         work()  # imports the framework
-        steps.append(measure(f"load ({framework})", runs, work, before))
+        steps.append(measure(f"load ({name})", runs, work, before))
     except (UnknownFramework, MissingExtra) as error:
-        if framework is not None and asked:
+        if framework is not None:
             raise
-        return error.message if not error.hint else f"{error.message} {error.hint}"
+        return error.message
+    except StrongroomError:
+        raise
+    except Exception as error:  # the framework's own; its text could quote the model
+        reason = f"The loader {name} fails with {type(error).__name__}."
+        if framework is not None:
+            raise UsageError(reason, hint="Give another --framework, or none.") from error
+        return reason
     return None
 
 

@@ -27,7 +27,7 @@ BUG: Final = 70
 _USAGE: Final = 2
 _BROKEN_PIPE: Final = 128 + signal.SIGPIPE
 
-# Typer has brought its own copy of Click since 0.17; its public classes lead to either.
+# Newer releases of Typer bring a copy of Click; its public classes lead to that one or to Click's.
 _ClickUsageError: Final[Any] = typer.BadParameter.__bases__[0]
 _ClickException: Final[Any] = _ClickUsageError.__bases__[0]
 
