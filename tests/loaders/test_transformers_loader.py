@@ -270,7 +270,7 @@ def tokenizer():
 @pytest.mark.parametrize(
     "auto_class", [transformers.AutoTokenizer, transformers.PreTrainedTokenizerFast, "AutoTokenizer"]
 )
-def test_tokenizer(folder, seal, key, auto_class, ranges):
+def test_tokenizer(folder, seal, key, auto_class):
     bert().save_pretrained(folder)
     tokenizer().save_pretrained(folder)
     with strongroom.open(seal(folder), key=key) as model:
