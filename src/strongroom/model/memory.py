@@ -9,11 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-__all__ = ["BufferPool", "address_of", "advise_huge", "allocate", "allocate_bytes", "memory_file"]
+__all__ = ["BufferPool", "address_of", "allocate", "allocate_bytes", "memory_file"]
 
 _HUGE: Final = 2 << 20
 _POOLED: Final = 8 << 20
-_MADV_HUGEPAGE: Final = 14
 
 
 def address_of(buffer: memoryview | mmap.mmap) -> int:
@@ -75,20 +74,6 @@ class BufferPool:
         """Hand back what nobody uses any more."""
         if len(self._free) < self._keep:
             self._free.append(buffer)
-
-
-def advise_huge(buffer: memoryview) -> None:
-    """Ask for huge pages under memory that somebody else allocated; a hint, never an error."""
-    if len(buffer) < 2 * _HUGE or not hasattr(mmap, "MADV_HUGEPAGE"):
-        return
-    import ctypes
-
-    start = address_of(buffer)
-    first = -(-start // _HUGE) * _HUGE
-    last = (start + len(buffer)) // _HUGE * _HUGE
-    if last > first:
-        madvise = ctypes.CDLL(None).madvise
-        madvise(ctypes.c_void_p(first), ctypes.c_size_t(last - first), _MADV_HUGEPAGE)
 
 
 @contextmanager

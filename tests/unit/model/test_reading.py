@@ -21,7 +21,6 @@ from strongroom.errors import (
 from strongroom.model.memory import (
     BufferPool,
     address_of,
-    advise_huge,
     allocate,
     allocate_bytes,
     memory_file,
@@ -332,10 +331,6 @@ class TestMemory:
             with open(path, "rb") as file:
                 assert file.read() == pattern("file", size)
         assert not os.path.exists(path) or "memfd" not in os.readlink(path)
-
-    def test_advise_huge_never_fails(self):
-        for size in (1, 4 << 20, (4 << 20) + 5):
-            advise_huge(memoryview(bytearray(size)))
 
     def test_pool(self):
         pool = BufferPool(1000)
