@@ -278,6 +278,15 @@ def test_headers_come_from_the_configuration_of_fsspec(web, file_url, key, monke
     assert {request.headers.get("Authorization") for request in web.requests} == {"Bearer sesame"}
 
 
+def test_options_that_cannot_be_used_are_said_so(file_url, key, monkeypatch):
+    import fsspec
+
+    monkeypatch.setitem(fsspec.config.conf, "http", {"header": {"Authorization": "Bearer sesame"}})
+    with pytest.raises(UsageError, match="options that fsspec is configured with") as caught:
+        strongroom.open(file_url, key=key)
+    assert "sesame" not in "".join(traceback.format_exception(caught.value))
+
+
 def test_headers_come_from_the_environment(web, file_url, key):
     code = (
         "import sys, strongroom\n"

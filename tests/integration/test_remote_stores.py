@@ -18,6 +18,7 @@ import strongroom
 from strongroom.errors import (
     AlreadyExists,
     IntegrityError,
+    MissingExtra,
     NotFound,
     NotSealed,
     Unavailable,
@@ -397,6 +398,17 @@ def test_places_that_keep_copies_on_this_disk_are_refused(url, key):
 def test_a_place_that_fsspec_does_not_know(key):
     with pytest.raises(UsageError, match="fsspec cannot use"):
         strongroom.open("nosuch://bucket/model.sealed", key=key)
+
+
+@pytest.mark.parametrize(("url", "module"), [("s3://b/m", "s3fs"), ("gs://b/m", "gcsfs")])
+def test_a_half_installed_extra_says_the_install_line(url, module, key, monkeypatch):
+    import fsspec  # of which the attribute "registry" is the dictionary and not the module
+
+    monkeypatch.setattr(sys.modules[f"{fsspec.__name__}.registry"], "_registry", {})
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtra) as caught:
+        strongroom.open(url, key=key)
+    assert caught.value.hint == 'pip install "strongroom[remote]"'
 
 
 def test_a_place_whose_package_is_not_installed_says_what_to_install(key):

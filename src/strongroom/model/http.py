@@ -86,9 +86,16 @@ class HttpSource(RangeSource):
         # What needs no encoding goes out as it is: a signature covers the exact bytes.
         encoded = bool(self._fs.encoded or re.fullmatch(r"[!-~]+", self._url))
         try:
-            session = await self._fs.set_session()
             address = yarl.URL(self._url, encoded=encoded)
-            async with session.get(address, headers=headers, **options) as response:
+            try:
+                session = await self._fs.set_session()
+                answer = session.get(address, headers=headers, **options)
+            except TypeError:
+                raise UsageError(
+                    "The options that fsspec is configured with for HTTP cannot be used.",
+                    hint="Look at FSSPEC_HTTP and ~/.config/fsspec; client_kwargs holds those of the session.",
+                ) from None
+            async with answer as response:
                 return await self._receive(response, offset, out, size)
         except (StrongroomError, _PassingError):
             raise
