@@ -1,5 +1,6 @@
 """The process around the verbs: help, completion, signals, pipes, bugs."""
 
+import gc
 import os
 import signal
 import subprocess
@@ -163,6 +164,20 @@ def test_a_signal_while_sealing_a_directory_leaves_nothing(key, here, number):
     process.send_signal(number)  # an impatient one must not cut the cleanup short
     assert process.wait(TIMEOUT) == 128 + number
     process.stderr.close()
+    assert sorted(path.name for path in here.iterdir()) == ["key.txt", "model"]
+
+
+def test_a_signal_right_after_the_hidden_directory_was_made(key, folder, here, monkeypatch):
+    real = os.mkdir
+
+    def interrupted(path, *rest):
+        real(path, *rest)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "mkdir", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        strongroom.seal(folder, "m.sealed", key=key)
+    gc.collect()
     assert sorted(path.name for path in here.iterdir()) == ["key.txt", "model"]
 
 
