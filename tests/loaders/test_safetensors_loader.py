@@ -1,6 +1,8 @@
 import json
 import re
 import struct
+import subprocess
+import sys
 
 import numpy
 import pytest
@@ -446,3 +448,18 @@ def test_file_of_a_directory(tmp_path, plain, seal, key):
             loader.load_file(model, path="other")
         with pytest.raises(SafetensorError):
             loader.load_file(model, path="config.json")
+
+
+def test_a_missing_framework_is_named(plain, seal):
+    script = (
+        "import sys, strongroom\n"
+        "sys.modules['torch'] = None\n"
+        "try:\n"
+        "    strongroom.load(sys.argv[1], key=bytes(range(32)))\n"
+        "except strongroom.errors.MissingExtra as error:\n"
+        "    print(error.hint)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, seal(plain)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == 'pip install "strongroom[torch]"\n'

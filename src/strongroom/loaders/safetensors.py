@@ -127,7 +127,11 @@ class safe_open:  # noqa: N801 - the name of the library
         try:
             self._path = pick(self._model, path, (".safetensors",), "safetensors")
             self._device = device
-            self._read_header(self._model, framework)
+            try:
+                self._read_header(self._model, framework)
+            except ModuleNotFoundError as error:  # the library imports the framework by its name
+                name = error.name or framework
+                raise extra_for(error, name, f"Loading tensors for {framework!r}", name) from None
             self._framework = _framework(framework)
         except BaseException:
             self.__exit__(None, None, None)
