@@ -404,7 +404,8 @@ def test_a_place_that_fsspec_does_not_know(key):
 def test_a_half_installed_extra_says_the_install_line(url, module, key, monkeypatch):
     import fsspec  # of which the attribute "registry" is the dictionary and not the module
 
-    monkeypatch.setattr(sys.modules[f"{fsspec.__name__}.registry"], "_registry", {})
+    known = sys.modules[f"{fsspec.__name__}.registry"]._registry
+    monkeypatch.delitem(known, url.partition(":")[0], raising=False)
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra) as caught:
         strongroom.open(url, key=key)
