@@ -108,3 +108,30 @@ os.kill(os.getpid(), signal.SIGABRT)
     done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=False)
     assert done.returncode == -6
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("flipped", [4096 + 50, 4096 + 65536 + 5])
+def test_a_failed_read_leaves_no_memory_in_its_traceback(tmp_path, flipped):
+    """Not what was decrypted so far, and nothing that CPython 3.12 would crash on when it collects it."""
+    key = SymmetricKey.generate()
+    with strongroom.create(tmp_path / "x", key=key, segment_size=65536) as file:
+        file.write(pattern("traceback", 20 * 65536))
+    data = bytearray((tmp_path / "x").read_bytes())
+    data[flipped] ^= 1
+    (tmp_path / "x").write_bytes(data)
+    for _ in range(5):
+        with pytest.raises(strongroom.errors.PayloadTampered) as caught:
+            strongroom.open(tmp_path / "x", key=key).read()
+        error, found = caught.value, []
+        while error is not None:
+            trace = error.__traceback__
+            while trace is not None:
+                for name, value in trace.tb_frame.f_locals.items():
+                    if isinstance(value, memoryview):
+                        try:
+                            found.append((trace.tb_frame.f_code.co_name, name, len(value)))
+                        except ValueError:
+                            continue  # released
+                trace = trace.tb_next
+            error = error.__cause__ or error.__context__
+        assert found == []

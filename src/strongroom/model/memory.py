@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import mmap
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
@@ -88,7 +89,13 @@ def allocate_bytes(size: int) -> Iterator[tuple[memoryview, io.BytesIO]]:
         holder.seek(size - 1)
         holder.write(b"\0")
     with holder.getbuffer() as view:
-        yield view, holder
+        try:
+            yield view, holder
+        except BaseException as error:
+            # Views in the frames of a traceback would outlive the holder, and CPython 3.12 crashes
+            # when the garbage collector finds a BytesIO with views; nor is plaintext left there.
+            traceback.clear_frames(error.__traceback__)
+            raise
 
 
 @contextmanager

@@ -74,7 +74,12 @@ def for_each(count: int, work: Callable[[int], None], threads: int | None = None
             helper.join()
         raise
     if failures:
-        raise failures[min(failures)]
+        error = failures[min(failures)]
+        failures.clear()
+        try:
+            raise error
+        finally:
+            del error  # its traceback holds this frame
 
 
 def in_order(
@@ -121,6 +126,7 @@ def in_order(
             with changed:
                 done[number] = outcome
                 changed.notify_all()
+            del outcome  # an exception's traceback holds this frame
 
     helpers = _start(run, threads)
     if not helpers:
@@ -132,7 +138,10 @@ def in_order(
                 changed.wait_for(lambda number=number: number in done)  # type: ignore[misc]
                 outcome = done.pop(number)
             if isinstance(outcome, BaseException):
-                raise outcome
+                try:
+                    raise outcome
+                finally:
+                    del outcome
             buffer, size = outcome
             consume(buffer[:size])
             with changed:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import hmac
 import threading
@@ -92,19 +93,22 @@ class SealedContent:
     def _decrypt(self, segment: Segment, ciphertext: memoryview, out: memoryview) -> None:
         try:
             self._cipher.decrypt_into(segment.number, segment.last, ciphertext, out)
+            return
         except InvalidTag:
             out[:] = bytes(len(out))
-            raise explain(self._cipher, self._path, segment.number, segment.last, ciphertext) from None
+        # Raised out here, so that no InvalidTag hangs on to the error, and views to its frames.
+        raise explain(self._cipher, self._path, segment.number, segment.last, ciphertext)
 
     @contextmanager
     def _guard(self) -> Iterator[None]:
         if self._failed:
-            raise self._failed
+            raise copy.copy(self._failed)
         try:
             yield
         except IntegrityError as error:
             with self._lock:
-                self._failed = self._failed or error
+                # A copy: its traceback would hold this object, and the memory that was read into.
+                self._failed = self._failed or copy.copy(error)
                 self._kept = None
             raise
 
