@@ -1,6 +1,6 @@
 """One measurement in a fresh process: import, warm up, measure, print JSON.
 
-    python benchmarks/cases.py CASE PATH
+    python benchmarks/cases.py CASE PATH TINY
 
 A load is measured until every tensor is in RAM and one element per 4 KiB page has been read.
 """
@@ -170,10 +170,8 @@ def _status(field: str) -> int:
     raise LookupError(field)
 
 
-def measure(case: str, path: str, small: str | None) -> dict[str, float]:
+def measure(case: str, path: str, tiny: str) -> dict[str, float]:
     """Seconds and peak memory over what the process had after its imports and one small load."""
-    import torch
-
     load = CASES[case][1]
     if case == "cryptotensors":
         import cryptotensors as ct
@@ -181,10 +179,8 @@ def measure(case: str, path: str, small: str | None) -> dict[str, float]:
         ct.register_direct_key_provider(keys=[jwk(), signing_jwk()])
     if case.startswith("one tensor"):
         touch(load(path, "model.norm.weight"))  # imports, as in a process that serves
-    elif small:
-        touch(load(small))
     else:
-        touch({"x": torch.zeros(1)})
+        touch(load(tiny))
     settle(2 * os.path.getsize(path))  # the model, and the page cache or the copy that somebody makes
     Path("/proc/self/clear_refs").write_text("5")  # VmHWM starts from what is resident now
     before = _status("VmRSS")
@@ -195,4 +191,4 @@ def measure(case: str, path: str, small: str | None) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(measure(sys.argv[1], sys.argv[2], sys.argv[3] if len(sys.argv) > 3 else None)))
+    print(json.dumps(measure(*sys.argv[1:4])))

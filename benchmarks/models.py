@@ -73,6 +73,11 @@ def resnet() -> dict[str, torch.Tensor]:
     return tensors
 
 
+def tiny() -> dict[str, torch.Tensor]:
+    """For the load that is not measured: 16 KiB."""
+    return {"weight": torch.randn(64, 64)}
+
+
 def jwk() -> dict[str, Any]:
     """The key as cryptotensors wants it."""
     return {"kty": "oct", "alg": "aes256gcm", "kid": "bench", "k": base64.b64encode(KEY).decode()}
@@ -138,7 +143,7 @@ def make(directory: Path, name: str) -> dict[str, str]:
     if not index.exists():
         directory.mkdir(parents=True, exist_ok=True)
         torch.manual_seed(0)
-        tensors = {"llama": llama, "resnet": resnet}[name]()
+        tensors = {"llama": llama, "resnet": resnet, "tiny": tiny}[name]()
         _safetensors(tensors, paths["safetensors"])
         torch.save(tensors, paths["pt"])
         _tensorizer(tensors, paths["tensors"])

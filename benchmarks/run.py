@@ -62,11 +62,9 @@ def cool(path: str) -> None:
     os.close(descriptor)
 
 
-def measure(case: str, paths: dict[str, str], small: dict[str, str] | None) -> dict[str, float]:
+def measure(case: str, paths: dict[str, str], tiny: dict[str, str]) -> dict[str, float]:
     kind = CASES[case][0]
-    command = [sys.executable, str(HERE / "cases.py"), case, paths[kind]]
-    if small:
-        command.append(small[kind])
+    command = [sys.executable, str(HERE / "cases.py"), case, paths[kind], tiny[kind]]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{case} failed:\n{done.stderr}")
@@ -75,7 +73,7 @@ def measure(case: str, paths: dict[str, str], small: dict[str, str] | None) -> d
 
 
 def rounds(
-    cases: Sequence[str], paths: dict[str, str], small: dict[str, str] | None, count: int, cold: bool
+    cases: Sequence[str], paths: dict[str, str], tiny: dict[str, str], count: int, cold: bool
 ) -> dict[str, Result]:
     results = {case: Result() for case in cases}
     for number in range(count):
@@ -84,7 +82,7 @@ def rounds(
                 continue
             path = paths[CASES[case][0]]
             (cool if cold else warm)(path)
-            one = measure(case, paths, small)
+            one = measure(case, paths, tiny)
             results[case].seconds.append(one["seconds"])
             results[case].peaks.append(one["peak"])
     return results
@@ -94,12 +92,13 @@ def sealing(source: str, directory: Path, count: int) -> dict[str, Result]:
     """Sealing a file against copying it, both to the same disk, from a warm page cache."""
     target = directory / "sealing.out"
     script = (
-        "import sys, time, json, resource, strongroom\n"
+        "import sys, time, json, strongroom\n"
         "strongroom.open\n"
         "start = time.perf_counter()\n"
         "strongroom.seal(sys.argv[1], sys.argv[2], key=bytes(range(32)))\n"
         "seconds = time.perf_counter() - start\n"
-        "print(json.dumps([seconds, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024]))\n"
+        "status = open('/proc/self/status').read().split()\n"
+        "print(json.dumps([seconds, int(status[status.index('VmHWM:') + 1]) * 1024]))\n"
     )
     results = {name: Result() for name in ("cp", "cp, then fsync", "strongroom seal")}
     for _ in range(count):
@@ -243,13 +242,12 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--output", type=Path, default=Path(".bench/results"))
     options = parser.parse_args()
-    small = make(options.directory, "resnet")
+    tiny, small = (make(options.directory, name) for name in ("tiny", "resnet"))
     big = small if options.quick else make(options.directory, "llama")
     size = os.path.getsize(big["safetensors"])
-    warm_up = None if options.quick else small
 
-    hot = rounds(LARGE, big, warm_up, options.rounds, cold=False)
-    cold = rounds(COLD, big, warm_up, options.rounds, cold=True)
+    hot = rounds(LARGE, big, tiny, options.rounds, cold=False)
+    cold = rounds(COLD, big, tiny, options.rounds, cold=True)
     lines = [
         f"Measured by `{' '.join(['python', 'benchmarks/run.py', *sys.argv[1:]])}` on {machine()}.",
         *table(f"Warm page cache, {size / 1e9:.2f} GB", hot, size),
@@ -257,10 +255,10 @@ def main() -> None:
     ]
     ratios = load_ratios(hot, cold, size)
     if not options.quick:
-        resnet = rounds(LARGE, small, None, options.rounds, cold=False)
+        resnet = rounds(LARGE, small, tiny, options.rounds, cold=False)
         resnet_size = os.path.getsize(small["safetensors"])
         lines += table(f"Warm page cache, ResNet-50, {resnet_size / 1e6:.0f} MB", resnet, resnet_size)
-        single = rounds(SINGLE, big, None, options.rounds, cold=False)
+        single = rounds(SINGLE, big, tiny, options.rounds, cold=False)
         lines += table("One tensor of 16.8 MB", single, 2048 * 2048 * 2)
         plain, ours = (single[name].median for name in SINGLE)
         ratios.append(Ratio("one tensor / plain safe_open + clone", ours / plain, 1.5))
