@@ -200,7 +200,6 @@ def chart(results: dict[str, Result], size: int, path: Path) -> None:
     import matplotlib as mpl
 
     mpl.use("Agg")
-    mpl.rcParams["svg.hashsalt"] = "strongroom"
     import matplotlib.pyplot as plt
 
     names = sorted(results, key=lambda name: results[name].median, reverse=True)
@@ -218,7 +217,7 @@ def chart(results: dict[str, Result], size: int, path: Path) -> None:
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)
     figure.tight_layout()
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    figure.savefig(path, dpi=110)
 
 
 def machine() -> str:
@@ -286,10 +285,10 @@ def main() -> None:
     raw = {name: vars(result) for name, result in {**hot, **sealed}.items()}
     raw["cold"] = {name: vars(result) for name, result in cold.items()}
     options.output.with_suffix(".json").write_text(json.dumps(raw, indent=1) + "\n")
-    chart(hot, size, options.output.with_suffix(".svg"))
+    chart(hot, size, options.output.with_suffix(".png"))
     width = shutil.get_terminal_size().columns
     print(text + "=" * min(width, 80))
-    print(f"Written: {options.output}.md, .json, .svg")
+    print(f"Written: {options.output}.md, .json, .png")
 
 
 if __name__ == "__main__":
