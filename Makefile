@@ -50,6 +50,8 @@ demo: venv ## train, seal, load, predict, tamper: on real data, in a minute
 
 bench: venv ## every figure of the README, as ratios; 15 GB of disk, half an hour
 	$(BIN)/python benchmarks/run.py
+	$(BIN)/python benchmarks/parts.py
+	$(BIN)/python benchmarks/parts.py --cold
 
 docs: venv ## the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

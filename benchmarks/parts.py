@@ -2,6 +2,7 @@
 
     python benchmarks/parts.py [--directory .bench] [--rounds 7] [--cold]
 
+strongroom's way is 4 threads, segments of 1 MiB, two of them with one pread, into huge pages.
 Every variant reads the sealed large model's ciphertext in pieces, and decrypts (or not) into fresh memory; the
 variants take turns in one process, and each frees its memory before the next. Decryption runs over the real
 ciphertext with a key that does not fit its segmentation, so encryption is timed in its place: the same AES-GCM
@@ -36,16 +37,17 @@ class Variant:
 
     name: str
     threads: int = 4
-    piece: int = MIB
+    segment: int = MIB
+    at_once: int = 2  # segments read with one call
     huge: bool = True
-    read: str = "pread"  # pread, mmap, or none
+    read: str = "pread"  # pread, mmap, direct, or none
     encrypt: bool = True
     populate: bool = False
     fresh_scratch: bool = False
 
 
 WARM = (
-    Variant("strongroom's way: 4 threads, 1 MiB, huge pages, pread"),
+    Variant("strongroom's way"),
     Variant("no AES: read and fault only", encrypt=False),
     Variant("no read: AES and fault only", read="none"),
     Variant("4 KiB pages", huge=False),
@@ -54,19 +56,22 @@ WARM = (
     Variant("2 threads", threads=2),
     Variant("8 threads", threads=8),
     Variant("mmap of the ciphertext", read="mmap"),
-    Variant("segments of 64 KiB", piece=64 * KIB),
-    Variant("segments of 256 KiB", piece=256 * KIB),
-    Variant("segments of 4 MiB", piece=4 * MIB),
-    Variant("segments of 16 MiB", piece=16 * MIB),
-    Variant("fresh scratch for every segment", fresh_scratch=True),
+    Variant("one segment a call", at_once=1),
+    Variant("four segments a call", at_once=4),
+    Variant("segments of 64 KiB", segment=64 * KIB),
+    Variant("segments of 256 KiB", segment=256 * KIB),
+    Variant("segments of 4 MiB", segment=4 * MIB),
+    Variant("fresh scratch for every call", fresh_scratch=True),
 )
 COLD = (
-    Variant("strongroom's way: 4 threads, 1 MiB, huge pages, pread"),
+    Variant("strongroom's way"),
     Variant("1 thread", threads=1),
     Variant("2 threads", threads=2),
     Variant("8 threads", threads=8),
     Variant("mmap of the ciphertext", read="mmap"),
-    Variant("segments of 4 MiB", piece=4 * MIB),
+    Variant("one segment a call", at_once=1),
+    Variant("O_DIRECT", read="direct"),
+    Variant("O_DIRECT, 8 threads", read="direct", threads=8),
 )
 
 
@@ -80,27 +85,28 @@ def run(variant: Variant, path: str) -> float:
     out = memoryview(memory)[:size]
     if variant.populate:
         memory.madvise(23)  # MADV_POPULATE_WRITE
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | (os.O_DIRECT if variant.read == "direct" else 0))
     mapped = memoryview(mmap.mmap(descriptor, size, prot=mmap.PROT_READ))
     cipher = AESGCM(bytes(32))
+    piece = variant.segment * variant.at_once
     pieces = itertools.count()
 
     def work() -> None:
-        scratch = memoryview(mmap.mmap(-1, variant.piece))
+        scratch = memoryview(mmap.mmap(-1, piece))
         for number in pieces:
-            begin = number * variant.piece
+            begin = number * piece
             if begin >= size:
                 return
-            target = out[begin : begin + variant.piece]
-            source = scratch
+            target, source = out[begin : begin + piece], scratch
             if variant.fresh_scratch:
-                source = memoryview(mmap.mmap(-1, variant.piece))
+                source = memoryview(mmap.mmap(-1, piece))
             if variant.read == "mmap":
-                source = mapped[begin : begin + variant.piece]
-            elif variant.read == "pread":
+                source = mapped[begin : begin + piece]
+            elif variant.read != "none":
                 os.preadv(descriptor, [source if variant.encrypt else target], begin)
-            if variant.encrypt:
-                cipher.encrypt_into(bytes(12), source[: variant.piece - 16], None, target)
+            for at in range(0, piece if variant.encrypt else 0, variant.segment):
+                end = at + variant.segment
+                cipher.encrypt_into(bytes(12), source[at : end - 16], None, target[at:end])
 
     threads = [threading.Thread(target=work) for _ in range(variant.threads)]
     for thread in threads:
