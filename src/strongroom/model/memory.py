@@ -27,7 +27,7 @@ def allocate(size: int) -> memoryview:
     """``size`` zero bytes in a private mapping of their own, left out of core dumps.
 
     From 2 MiB on they lie on huge pages where the system has them: faulting 4 KiB pages in costs
-    more than the decryption itself (1.7 GB on two cores: 0.65 s, with huge pages 0.36 s).
+    more than the decryption itself (benchmarks/parts.py).
     """
     if size == 0:
         return memoryview(bytearray())

@@ -16,8 +16,7 @@ __all__ = ["default_threads", "for_each", "in_order"]
 
 _MIN_THREADS = 4
 # Also on two cores: a thread that decrypts does not read, and a disk wants several requests at once
-# (1.8 GB from a cold cache: one thread 3.0 s, two to eight 1.0 to 0.85 s). From a warm cache four
-# are as fast as two.
+# (benchmarks/parts.py --cold). From a warm cache four are as fast as two.
 _MAX_THREADS = 8
 # Beyond eight, memory bandwidth and not AES is the limit.
 

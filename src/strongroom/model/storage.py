@@ -70,8 +70,8 @@ class LocalSource:
     and reading into a buffer that is used again is as fast as faulting the mapping in.
     """
 
-    # Two segments: half the calls that wait for the interpreter's lock (1.8 GB: 0.36 s, one at a
-    # time 0.40 s), and the buffer is one huge page.
+    # Two segments: half the calls that wait for the interpreter's lock (1.8 GB: 0.38 s, one at a
+    # time 0.49 s; benchmarks/parts.py), and the buffer is one huge page.
     request: Final = 2 << 20
     threads: Final = None
 
