@@ -26,7 +26,7 @@ def check_chart_name(path: str) -> str:
     if kind not in _FORMATS:
         raise UsageError(f"{path}: a chart is a .png, .svg or .pdf file.")
     try:
-        import matplotlib  # noqa: F401
+        import matplotlib  # noqa: F401 - only whether it is there
     except ImportError:
         raise MissingExtra("Drawing a chart", "plot") from None
     return kind

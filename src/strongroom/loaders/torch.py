@@ -98,7 +98,7 @@ def jit_load(
         # A file object would be read as one bytes and copied twice more.
         with memory_file("model.pt", model.files[name].size) as (memory, place):
             model.read_into(name, memory)
-            module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]
+            module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]  # torch has no types here
                 place, map_location, _extra_files
             )
             return module
@@ -120,7 +120,7 @@ def export_load(
     with opened(f, key) as model:
         name = pick(model, path, (".pt2",), "torch.export")
         return torch.export.load(
-            model.open(name),  # type: ignore[arg-type]
+            model.open(name),  # type: ignore[arg-type]  # says IO[bytes], takes any such object
             extra_files=extra_files,
             expected_opset_version=(
                 None if expected_opset_version is None else dict(expected_opset_version)
@@ -160,7 +160,7 @@ def _is_plain_archive(model: SealedModel, name: str) -> bool:
 def _load_in_place(memory: memoryview, map_location: Any, weights_only: bool) -> Any:
     unpickler: Any = torch._weights_only_unpickler if weights_only else pickle
     file: Any = _MemoryReader(memory)
-    return serialization._load(  # type: ignore[no-untyped-call]
+    return serialization._load(  # type: ignore[no-untyped-call]  # nor here
         torch._C.PyTorchFileReader(file),
         map_location,
         unpickler,

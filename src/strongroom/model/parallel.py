@@ -9,6 +9,7 @@ import itertools
 import os
 import threading
 from collections.abc import Callable
+from functools import partial
 
 from strongroom.model.memory import allocate
 
@@ -137,7 +138,7 @@ def in_order(
     try:
         for number in range(count):
             with changed:
-                changed.wait_for(lambda number=number: number in done)  # type: ignore[misc]
+                changed.wait_for(partial(done.__contains__, number))
                 outcome = done.pop(number)
             if isinstance(outcome, BaseException):
                 try:
