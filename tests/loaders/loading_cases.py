@@ -3,30 +3,23 @@
     python loading_cases.py load CASE SEALED
     python loading_cases.py peak CASE SEALED TINY_SEALED
 
+Modules ``loading_cases_*.py`` beside this one add to ``CASES`` and ``COPIES``, one for each framework.
+
 The key is read from the environment. ``peak`` prints two numbers: by how many bytes the resident
 memory rose at most while the model was loaded, and by how many it was higher afterwards.
 """
 
 import gc
+import importlib
 import json
 import os
 import sys
 import warnings
 from pathlib import Path
 
+from marking import COLUMNS, MARK, marked
+
 CPU = ["CPUExecutionProvider"]
-MARK = b"PLAINTEXTOFMODEL"
-COLUMNS = 1024
-
-
-def marked(rows, seed):
-    """float32 rows of COLUMNS: random letters, with MARK in every 64 bytes. All values are finite."""
-    import numpy
-
-    rng = numpy.random.default_rng(seed)
-    letters = rng.integers(97, 123, (rows * COLUMNS // 16, 64), dtype="u1")
-    letters[:, 16:32] = numpy.frombuffer(MARK, dtype="u1")
-    return letters.view("f4").reshape(rows, COLUMNS)
 
 
 def tensors(size, count=8):
@@ -319,6 +312,26 @@ CASES = {
     "leak by write": (make_safetensors, load_and_write),
     "leak by map": (make_safetensors, load_and_map),
 }
+
+COPIES = {
+    "torch": (1, 1),
+    "torch mmap": (1, 1),
+    "torch module": (1, 1),
+    "safetensors": (1, 1),
+    "transformers": (1, 1),
+    "transformers bin": (1, 1),
+    "torch.export": (1, 1),
+    "torchscript": (2, 1),
+    "onnx": (2, 1),
+    "onnx external": (2, 1),
+    "onnx ort": (3, 1),
+}
+# Copies of the model in memory at the highest point of its load, and afterwards.
+
+for _path in sorted(Path(__file__).parent.glob("loading_cases_*.py")):
+    _module = importlib.import_module(_path.stem)
+    CASES |= _module.CASES
+    COPIES |= _module.COPIES
 
 
 def memory(field):

@@ -17,24 +17,9 @@ import strongroom
 SIZE = 300 << 20
 SLACK = 64 << 20
 
-# Copies of the model at the highest point, and afterwards.
-COPIES = {
-    "torch": (1, 1),
-    "torch mmap": (1, 1),
-    "torch module": (1, 1),
-    "safetensors": (1, 1),
-    "transformers": (1, 1),
-    "transformers bin": (1, 1),
-    "torch.export": (1, 1),
-    "torchscript": (2, 1),
-    "onnx": (2, 1),
-    "onnx external": (2, 1),
-    "onnx ort": (3, 1),
-}
-
 
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-@pytest.mark.parametrize("case", COPIES)
+@pytest.mark.parametrize("case", loading_cases.COPIES)
 def test_peak(case, tmp_path, key):
     sealed = {}
     for name, size in (("large", SIZE), ("tiny", 1 << 20)):
@@ -64,7 +49,7 @@ def test_peak(case, tmp_path, key):
     shutil.rmtree(tmp_path)
     assert done.returncode == 0, done.stderr[-2000:]
     peak, kept = map(int, done.stdout.split())
-    most, after = COPIES[case]
+    most, after = loading_cases.COPIES[case]
     print(f"{case}: peak {peak / size:.2f}, kept {kept / size:.2f} of {size >> 20} MiB")
     assert peak <= most * size + SLACK
     assert kept <= after * size + SLACK
