@@ -1,0 +1,1 @@
+"""What other systems have encrypted: read, and written where somebody still needs it."""
