@@ -9,12 +9,19 @@ import shutil
 import stat
 import sys
 import weakref
-from typing import IO, Protocol
+from typing import IO, Protocol, runtime_checkable
 
 from strongroom.errors import AlreadyExists, UsageError, os_errors
 from strongroom.model.location import is_url, local
 
-__all__ = ["FileOutput", "Output", "TreeOutput", "open_file_output", "open_tree_output"]
+__all__ = [
+    "FileDescriptorOutput",
+    "FileOutput",
+    "Output",
+    "TreeOutput",
+    "open_file_output",
+    "open_tree_output",
+]
 
 _WRITEBACK = 8 << 20
 _HINT = "Give another destination, or --force (overwrite=True) to replace it."
@@ -32,6 +39,16 @@ class Output(Protocol):
     def abort(self) -> None:
         """Leave nothing behind. Does nothing after a commit."""
         ...
+
+
+@runtime_checkable
+class FileDescriptorOutput(Output, Protocol):
+    """An output that is a local file: for formats that are not written from front to back.
+
+    ``os.pwrite`` to ``descriptor``, from other threads and processes too; or ``write``, not both.
+    """
+
+    descriptor: int
 
 
 class TreeOutput(Protocol):
@@ -187,21 +204,21 @@ class _Member:
         with os_errors(path):
             os.makedirs(os.path.dirname(path), exist_ok=True)
             flags = os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC
-            self._descriptor = os.open(path, flags, mode)
+            self.descriptor = os.open(path, flags, mode)
 
     def write(self, data: memoryview | bytes) -> None:
         with os_errors(self._path):
-            _write_all(self._descriptor, data)
+            _write_all(self.descriptor, data)
 
     def commit(self) -> None:
         with os_errors(self._path):
-            os.fsync(self._descriptor)
+            os.fsync(self.descriptor)
         self.abort()
 
     def abort(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1
 
 
 def _exchange(first: str, second: str) -> bool:
