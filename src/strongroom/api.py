@@ -9,13 +9,14 @@ from typing import Any
 from strongroom.errors import UsageError
 from strongroom.format.limits import DEFAULT_SEGMENT
 from strongroom.format.paths import SEALED_SUFFIX
+from strongroom.model.collect import checked_path
 from strongroom.model.inspection import Inspection, inspect_model
 from strongroom.model.location import local
 from strongroom.model.output import open_file_output
 from strongroom.model.payload import Progress
 from strongroom.model.reader import SealedModel, open_model
 from strongroom.model.rewrap import rewrap_model
-from strongroom.model.seal import SealJob, checked_path, checked_segment_size, seal_model, unseal_model
+from strongroom.model.seal import SealJob, checked_segment_size, seal_model, unseal_model
 from strongroom.model.writer import SealedWriter, build_meta
 from strongroom.providers import sources
 from strongroom.providers.sources import KeySource

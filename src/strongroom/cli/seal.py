@@ -35,8 +35,9 @@ from strongroom.errors import UsageError
 from strongroom.format.encoding import b64url
 from strongroom.format.limits import DEFAULT_SEGMENT
 from strongroom.format.paths import SEALED_SUFFIX
+from strongroom.model.collect import PlainFile, collect
 from strongroom.model.location import base_name
-from strongroom.model.seal import PlainFile, SealJob, collect, seal_model, seal_stream
+from strongroom.model.seal import SealJob, seal_model, seal_stream
 from strongroom.model.writer import build_meta
 
 __all__ = ["register"]

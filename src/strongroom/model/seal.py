@@ -2,73 +2,39 @@
 
 from __future__ import annotations
 
-import errno
 import fnmatch
 import hashlib
-import itertools
 import os
-import stat
-import unicodedata
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import IO, Any
 
 from strongroom.errors import Malformed, SourceChanged, Truncated, UsageError, os_errors
-from strongroom.format.header import MAGIC, check_segment_size
+from strongroom.format.header import check_segment_size
 from strongroom.format.limits import DEFAULT_SEGMENT
 from strongroom.format.manifest import Entry, Manifest
-from strongroom.format.paths import MANIFEST, SEALED_SUFFIX, check_path
+from strongroom.format.paths import MANIFEST, SEALED_SUFFIX
 from strongroom.keys.base import Recipient
-from strongroom.model.location import base_name, is_url, local, public
+from strongroom.model.collect import Feed, PlainFile, Sealable, check_unchanged, checked_path, collect
+from strongroom.model.location import is_url, local, public
 from strongroom.model.memory import allocate
 from strongroom.model.output import Output, TreeOutput, open_file_output, open_tree_output
 from strongroom.model.payload import Progress
 from strongroom.model.reader import SealedModel
-from strongroom.model.storage import LocalSource, Source, open_source, open_tree
+from strongroom.model.storage import Source
 from strongroom.model.writer import PayloadWriter, SealingKeys, write_sealed
 
 __all__ = [
-    "PlainFile",
     "SealJob",
-    "checked_path",
+    "check_destination",
     "checked_segment_size",
-    "collect",
+    "seal_files",
     "seal_model",
     "seal_stream",
     "unseal_model",
 ]
 
 _CHUNK = 8 << 20
-
-
-@dataclass(frozen=True)
-class PlainFile:
-    """A file to be sealed: its path in the model, its size, and how to open it."""
-
-    path: str
-    size: int
-    open: Callable[[], Source]
-
-
-def checked_path(path: str, where: str) -> str:
-    """The path that a file gets in the model, in NFC.
-
-    Raises:
-        UsageError: no file of a model can be called so.
-    """
-    try:
-        checked = check_path(unicodedata.normalize("NFC", path))
-    except Malformed as error:
-        raise UsageError(
-            f"{where}: the name cannot be sealed: it {error.problem}.",
-            hint="Rename the file.",
-        ) from None
-    if checked == MANIFEST:
-        raise UsageError(
-            f"{where}: the name {MANIFEST} is reserved for the manifest of a sealed model.",
-            hint="Rename the file.",
-        )
-    return checked
 
 
 def checked_segment_size(segment: int) -> int:
@@ -81,88 +47,6 @@ def checked_segment_size(segment: int) -> int:
         return check_segment_size(segment)
     except Malformed as error:
         raise UsageError(f"The segment size {error.problem}.", hint="Use 1048576.") from None
-
-
-def _walk(folder: str, prefix: str, above: frozenset[tuple[int, int]]) -> list[PlainFile]:
-    status = os.stat(folder)
-    if (status.st_dev, status.st_ino) in above:
-        raise UsageError(f"{folder}: the symbolic link leads back to a directory above it.")
-    inside = above | {(status.st_dev, status.st_ino)}
-    found: list[PlainFile] = []
-    with os.scandir(folder) as entries:
-        for entry in sorted(entries, key=lambda entry: entry.name):
-            path = f"{prefix}{entry.name}"
-            try:
-                status = entry.stat()
-            except OSError as error:
-                if error.errno not in (errno.ENOENT, errno.ELOOP):
-                    raise
-                raise UsageError(f"{entry.path}: the symbolic link leads nowhere.") from None
-            if stat.S_ISDIR(status.st_mode):
-                found += _walk(entry.path, path + "/", inside)
-            elif stat.S_ISREG(status.st_mode):
-                opener = _opener(entry.path)
-                found.append(PlainFile(checked_path(path, entry.path), status.st_size, opener))
-            else:
-                raise UsageError(
-                    f"{entry.path} is neither a file nor a directory and cannot be sealed."
-                )
-    return found
-
-
-def _opener(path: str) -> Callable[[], Source]:
-    return lambda: LocalSource(path)
-
-
-def collect(location: str | os.PathLike[str]) -> list[PlainFile] | PlainFile:
-    """The files to seal: a list for a directory, one for a file.
-
-    Symbolic links are followed, as the cache of Hugging Face needs; those that lead nowhere or
-    back up, devices, sockets and pipes are refused.
-
-    Raises:
-        UsageError: something there cannot be sealed.
-    """
-    location = local(location)
-    if is_url(location):
-        return _collect_remote(str(location))
-    with os_errors(location):
-        if not os.path.isdir(location):
-            name = checked_path(os.path.basename(os.fspath(location)), os.fspath(location))
-            source = LocalSource(location)
-            source.close()
-            return PlainFile(name, source.size, lambda: LocalSource(location))
-        files = _walk(os.fspath(location), "", frozenset())
-    return _checked(files, os.fspath(location))
-
-
-def _collect_remote(url: str) -> list[PlainFile] | PlainFile:
-    from strongroom.model.remote import is_plain_directory
-
-    name = public(url).rstrip("/")
-    if not is_plain_directory(url):
-        source = open_source(url)
-        return PlainFile(checked_path(base_name(url), name), source.size, lambda: source)
-    tree = open_tree(url)
-    sizes = tree.sizes()
-    if sizes is None:
-        raise UsageError(f"{name}: this place cannot be listed.", hint="Seal its files one by one.")
-
-    def opener(path: str) -> Callable[[], Source]:
-        return lambda: tree.source(path)
-
-    files = [PlainFile(checked_path(p, f"{name}/{p}"), size, opener(p)) for p, size in sizes.items()]
-    return _checked(files, name)
-
-
-def _checked(files: list[PlainFile], where: str) -> list[PlainFile]:
-    if not files:
-        raise UsageError(f"{where} has no files to seal.")
-    paths = sorted(file.path for file in files)
-    for one, other in itertools.pairwise(paths):
-        if one == other:
-            raise UsageError(f"{where} has two files whose names are the same in Unicode: {one!r}.")
-    return sorted(files, key=lambda file: file.path)
 
 
 @dataclass
@@ -195,17 +79,7 @@ class SealJob:
         )
 
 
-def _refuse_sealed(source: Source) -> None:
-    head = memoryview(bytearray(min(len(MAGIC), source.size)))
-    source.read_into(0, head)
-    if bytes(head) == MAGIC:
-        raise UsageError(
-            f"{source.name} is sealed already.",
-            hint="Use rewrap to change who can open it, or unseal it first.",
-        )
-
-
-def _check_destination(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> None:
+def check_destination(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> None:
     """Refuse a destination that is the source, lies inside it, or is a directory around it."""
     if destination == "-" or is_url(source) != is_url(destination):
         return
@@ -220,14 +94,6 @@ def _check_destination(source: str | os.PathLike[str], destination: str | os.Pat
         raise UsageError(f"The source lies in the destination {inner}.")
 
 
-def _check_unchanged(source: Source) -> None:
-    if isinstance(source, LocalSource) and source.changed():
-        raise SourceChanged(
-            f"{source.name} changed while it was sealed.",
-            hint="Seal it again when nothing writes to it.",
-        )
-
-
 def seal_model(
     source: str | os.PathLike[str], destination: str | os.PathLike[str], job: SealJob
 ) -> bytes:
@@ -236,42 +102,47 @@ def seal_model(
     Raises:
         StrongroomError: nothing is left at the destination then, and what was there stays.
     """
-    _check_destination(source, destination)
-    files = collect(source)
+    check_destination(source, destination)
+    return seal_files(collect(source), destination, job)
+
+
+def seal_files(
+    files: Sequence[Sealable] | Sealable, destination: str | os.PathLike[str], job: SealJob
+) -> bytes:
+    """Seal files, a directory, or one alone, and return the new bundle (16 bytes).
+
+    Raises:
+        StrongroomError: nothing is left at the destination then, and what was there stays.
+    """
     keys = SealingKeys(job.recipients)
     try:
-        if isinstance(files, PlainFile):
+        if isinstance(files, Sequence):
+            _seal_tree(files, destination, keys, job)
+        else:
             if job.clear:
                 raise UsageError("Files can stay in clear only in a sealed directory.")
             _seal_single(files, destination, keys, job)
-        else:
-            _seal_tree(files, destination, keys, job)
     finally:
         keys.keys.wipe()
     return keys.bundle
 
 
 def _seal_single(
-    file: PlainFile, destination: str | os.PathLike[str], keys: SealingKeys, job: SealJob
+    file: Sealable, destination: str | os.PathLike[str], keys: SealingKeys, job: SealJob
 ) -> None:
-    source = file.open()
-    try:
-        _refuse_sealed(source)
+    with file.opened() as feed:
         area = keys.area(file.path, job.segment, job.meta)
         output = open_file_output(destination, overwrite=job.overwrite, private=False)
-        _seal_file(source, area, file.path, keys, output, job)
-    finally:
-        source.close()
+        _seal_file(feed, area, file.path, keys, output, job)
 
 
 def _seal_file(
-    source: Source, area: bytes, path: str, keys: SealingKeys, output: Output, job: SealJob
+    feed: Feed, area: bytes, path: str, keys: SealingKeys, output: Output, job: SealJob
 ) -> PayloadWriter:
     try:
         output.write(area)
         writer = PayloadWriter(keys.keys, path, job.segment, output.write)
-        writer.copy_from(source, job.progress)
-        _check_unchanged(source)
+        feed(writer, job.progress)
         output.commit()
     except BaseException:
         output.abort()
@@ -280,7 +151,7 @@ def _seal_file(
 
 
 def _seal_tree(
-    files: list[PlainFile],
+    files: Sequence[Sealable],
     destination: str | os.PathLike[str],
     keys: SealingKeys,
     job: SealJob,
@@ -309,24 +180,25 @@ def _seal_tree(
         raise
 
 
-def _entry(file: PlainFile, clear: bool) -> Entry:
-    """What the manifest will say, but for salt and digest."""
+def _entry(file: Sealable, clear: bool) -> Entry:
+    """What the manifest will say, but for size, salt and digest."""
     if clear:
-        return Entry(file.path, file.size, sha256="0" * 64)
-    return Entry(file.path, file.size, salt=bytes(32))
+        return Entry(file.path, 0, sha256="0" * 64)
+    return Entry(file.path, 0, salt=bytes(32))
 
 
-def _seal_member(file: PlainFile, output: TreeOutput, keys: SealingKeys, job: SealJob) -> Entry:
-    source = file.open()
-    try:
-        if job.is_clear(file.path):
+def _seal_member(file: Sealable, output: TreeOutput, keys: SealingKeys, job: SealJob) -> Entry:
+    if job.is_clear(file.path) and isinstance(file, PlainFile):
+        source = file.open()
+        try:
             return _copy_clear(source, file.path, output.file(file.path), job.progress)
+        finally:
+            source.close()
+    with file.opened() as feed:
         member = output.file(file.path + SEALED_SUFFIX)
         area = keys.member_area(file.path, job.segment)
-        writer = _seal_file(source, area, file.path, keys, member, job)
+        writer = _seal_file(feed, area, file.path, keys, member, job)
         return Entry(file.path, writer.size, salt=writer.salt)
-    finally:
-        source.close()
 
 
 def _copy_clear(source: Source, path: str, output: Output, progress: Progress | None) -> Entry:
@@ -343,7 +215,7 @@ def _copy_clear(source: Source, path: str, output: Output, progress: Progress | 
             output.write(chunk)
             if progress:
                 progress(len(chunk))
-        _check_unchanged(source)
+        check_unchanged(source)
         output.commit()
     except BaseException:
         output.abort()
@@ -394,7 +266,7 @@ def unseal_model(
     Raises:
         StrongroomError: nothing is left at the destination then, and what was there stays.
     """
-    _check_destination(model.name, destination)
+    check_destination(model.name, destination)
     if model.is_directory:
         if destination == "-":
             raise UsageError("A directory cannot be unsealed to standard output.")

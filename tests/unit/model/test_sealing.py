@@ -19,7 +19,8 @@ from strongroom.errors import (
 )
 from strongroom.format.header import MAGIC
 from strongroom.format.paths import check_path
-from strongroom.model.seal import SealJob, checked_path, collect, unseal_model
+from strongroom.model.collect import checked_path, collect
+from strongroom.model.seal import SealJob, unseal_model
 from strongroom.model.storage import LocalSource
 from strongroom.testing.raw import pattern
 
