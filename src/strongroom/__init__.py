@@ -16,7 +16,18 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from strongroom import errors, loaders
-    from strongroom.api import create, inspect, load, open, rewrap, seal, unseal, verify
+    from strongroom.api import (
+        create,
+        export_model,
+        import_model,
+        inspect,
+        load,
+        open,
+        rewrap,
+        seal,
+        unseal,
+        verify,
+    )
     from strongroom.crypto.secret import SecretBytes
     from strongroom.errors import StrongroomError
     from strongroom.keys import (
@@ -42,6 +53,8 @@ __all__ = [
     "SymmetricKey",
     "create",
     "errors",
+    "export_model",
+    "import_model",
     "inspect",
     "load",
     "loaders",
@@ -54,8 +67,10 @@ __all__ = [
 
 _HOME = {
     **dict.fromkeys(
-        ("create", "inspect", "load", "open", "rewrap", "seal", "unseal", "verify"), "strongroom.api"
+        ("create", "export_model", "import_model", "inspect", "load", "open", "rewrap", "seal"),
+        "strongroom.api",
     ),
+    **dict.fromkeys(("unseal", "verify"), "strongroom.api"),
     **dict.fromkeys(
         ("HpkeIdentity", "HpkeRecipient", "Identity", "Passphrase", "Recipient", "SymmetricKey"),
         "strongroom.keys",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from strongroom.errors import UsageError
 from strongroom.format.limits import DEFAULT_SEGMENT
@@ -21,7 +21,21 @@ from strongroom.model.writer import SealedWriter, build_meta
 from strongroom.providers import sources
 from strongroom.providers.sources import KeySource
 
-__all__ = ["create", "inspect", "load", "open", "rewrap", "seal", "unseal", "verify"]
+if TYPE_CHECKING:
+    from strongroom.compat.transfer import ForeignKey
+
+__all__ = [
+    "create",
+    "export_model",
+    "import_model",
+    "inspect",
+    "load",
+    "open",
+    "rewrap",
+    "seal",
+    "unseal",
+    "verify",
+]
 
 Location = str | os.PathLike[str]
 
@@ -185,6 +199,98 @@ def inspect(source: Location) -> Inspection:
     return inspect_model(source)
 
 
+def import_model(
+    source: Location,
+    destination: Location,
+    *,
+    format: str,
+    source_key: ForeignKey | None = None,
+    options: Mapping[str, str] | None = None,
+    plain: Sequence[str] = (),
+    key: KeySource | None = None,
+    recipients: KeySource | None = None,
+    name: str | None = None,
+    version: str | None = None,
+    meta: Mapping[str, Any] | None = None,
+    segment_size: int = DEFAULT_SEGMENT,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> bytes:
+    """Seal what another system has encrypted. Plaintext lies in memory only, and only in pieces.
+
+    Args:
+        source: a file or a directory of that system, a path or a URL.
+        destination: as for :func:`seal`.
+        format: ``model-cryptor``, ``laiye``, ``gramine``, ``sgx-pytorch``, ``kserve-jwe``,
+            ``paddle-cipher``, ``openvino-addon``, ``onnx-byte``, ``tensorizer``, ``cryptotensors``.
+        source_key: the key file of that system, ``env:NAME``, or its content as bytes.
+        options: of the format, by name.
+        plain: glob patterns of files of a directory that are not encrypted.
+
+    The other arguments are those of :func:`seal`. ``meta["imported"]`` says where the model came from.
+
+    Returns:
+        The bundle: 16 bytes that identify this sealed model.
+
+    Raises:
+        StrongroomError: also if something is not authentic, where the format can tell; and then
+            nothing is left behind, and what was there stays.
+    """
+    from strongroom.compat.transfer import plan_import
+
+    checked_segment_size(segment_size)
+    wrapped_for = sources.recipients(key, recipients)
+    plan = plan_import(source, format, source_key, options, plain)
+    said = build_meta(name, version, meta, imported=dict(plan.origin))
+    job = SealJob(wrapped_for, said, (), segment_size, overwrite, progress)
+    return plan.seal(destination, job)
+
+
+def export_model(
+    source: Location,
+    destination: Location,
+    *,
+    format: str,
+    target_key: ForeignKey | None = None,
+    options: Mapping[str, str] | None = None,
+    plain: Sequence[str] = (),
+    insecure_legacy: bool = False,
+    key: KeySource | None = None,
+    overwrite: bool = False,
+) -> list[str]:
+    """Write a sealed model in the format of another system. Plaintext lies in memory only.
+
+    Args:
+        source: a sealed file or directory.
+        format: ``model-cryptor``, ``laiye``, ``gramine``, ``sgx-pytorch``, ``kserve-jwe`` or
+            ``paddle-cipher``.
+        target_key: the key file of that system, ``env:NAME``, or its content as bytes.
+        options: of the format, by name.
+        plain: glob patterns of files that are written in clear, because that system wants them so.
+        insecure_legacy: write a format that is too weak for what it is used for.
+        key: opens ``source``, as for :func:`open`.
+
+    Returns:
+        The paths of the files that were written: in the directory, or ``destination``.
+
+    Raises:
+        StrongroomError: and then nothing is left behind, and what was there stays.
+    """
+    from strongroom.compat import transfer
+
+    with open(source, key=key) as model:
+        return transfer.export_model(
+            model,
+            destination,
+            format,
+            target_key,
+            options,
+            plain=plain,
+            insecure_legacy=insecure_legacy,
+            overwrite=overwrite,
+        )
+
+
 def load(
     source: Location,
     *,
@@ -197,8 +303,8 @@ def load(
     Args:
         source: a path or a URL.
         key: as for :func:`open`.
-        framework: ``torch``, ``torchscript``, ``torch.export``, ``safetensors``, ``onnx`` or
-            ``transformers``; by default found from names and contents.
+        framework: one of :data:`strongroom.loaders.registry.FRAMEWORKS`; by default found from names
+            and contents.
         options: for the framework's loader, by its own names.
 
     Returns:

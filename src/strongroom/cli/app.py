@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from strongroom import __version__
-from strongroom.cli import bench, inspect, keygen, plumbing, rewrap, seal, unseal, verify
+from strongroom.cli import bench, inspect, keygen, plumbing, rewrap, seal, transfer, unseal, verify
 from strongroom.cli.process import PROGRAM
 from strongroom.cli.verb import Group, paragraphs
 
@@ -68,6 +68,6 @@ def program(
     """The program itself."""
 
 
-for _module in (keygen, seal, unseal, inspect, verify, rewrap, bench):
+for _module in (keygen, seal, unseal, inspect, verify, rewrap, transfer, bench):
     _module.register(app)
 app.add_typer(plumbing.app)

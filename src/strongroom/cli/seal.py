@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -23,12 +22,18 @@ from strongroom.cli.verb import (
     Force,
     Json,
     Key,
+    Meta,
+    ModelName,
+    ModelVersion,
     NoProgress,
     Output,
     Quiet,
     RecipientFile,
     RecipientOption,
+    SegmentSize,
     flag,
+    parse_pairs,
+    utf8,
     verb,
 )
 from strongroom.errors import UsageError
@@ -50,29 +55,6 @@ strongroom seal model.pt -o model.pt.sealed --passphrase
 strongroom seal model.pt -o s3://models/model.pt.sealed -k key.txt
 train | strongroom seal - -o model.pt.sealed -k key.txt
 """
-
-
-def _utf8(text: str | None, option: str) -> str | None:
-    """``text``, unless it holds bytes of the command line that are no UTF-8."""
-    if text is not None:
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            raise UsageError(f"The value of {option} is not UTF-8.") from None
-    return text
-
-
-def _parse_meta(pairs: Sequence[str]) -> dict[str, str]:
-    meta: dict[str, str] = {}
-    for pair in pairs:
-        _utf8(pair, "--meta")
-        key, separator, value = pair.partition("=")
-        if not key or not separator:
-            raise UsageError(f"--meta {pair}: not of the form NAME=VALUE.")
-        if key in meta:
-            raise UsageError(f"--meta {key} is given twice.")
-        meta[key] = value
-    return meta
 
 
 def _path_inside(path: str | None, destination: str) -> str:
@@ -117,25 +99,9 @@ def seal(
             "Can be repeated.",
         ),
     ] = None,
-    name: Annotated[
-        str | None,
-        typer.Option("--name", metavar="N", show_default=False, help="Name of the model. Not secret."),
-    ] = None,
-    version: Annotated[
-        str | None,
-        typer.Option(
-            "--version", metavar="V", show_default=False, help="Version of the model. Not secret."
-        ),
-    ] = None,
-    meta: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--meta",
-            metavar="K=V",
-            show_default=False,
-            help="More to say of it. Not secret. Can be repeated.",
-        ),
-    ] = None,
+    name: ModelName = None,
+    version: ModelVersion = None,
+    meta: Meta = None,
     path: Annotated[
         str | None,
         typer.Option(
@@ -145,9 +111,7 @@ def seal(
             show_default="name of DST without .sealed",
         ),
     ] = None,
-    segment_size: Annotated[
-        int, typer.Option("--segment-size", metavar="BYTES", help="A power of two, 65536 to 16777216.")
-    ] = DEFAULT_SEGMENT,
+    segment_size: SegmentSize = DEFAULT_SEGMENT,
     force: Force = False,
     json: Json = False,
     quiet: Quiet = False,
@@ -160,7 +124,9 @@ def seal(
     """
     if json and output == "-":
         raise UsageError("With -o - the sealed file is on standard output, and no JSON can be.")
-    described = build_meta(_utf8(name, "--name"), _utf8(version, "--version"), _parse_meta(meta or []))
+    described = build_meta(
+        utf8(name, "--name"), utf8(version, "--version"), parse_pairs(meta, "--meta")
+    )
     total: int | None = None
     if output == "-":
         binary_output()

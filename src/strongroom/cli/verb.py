@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, ClassVar
 
 import typer
@@ -11,11 +11,16 @@ from rich.console import Console
 from rich.text import Text
 from typer.core import TyperCommand, TyperGroup
 
+from strongroom.errors import UsageError
+
 __all__ = [
     "Force",
     "Group",
     "Json",
     "Key",
+    "Meta",
+    "ModelName",
+    "ModelVersion",
     "NoProgress",
     "Output",
     "PassphraseFd",
@@ -23,9 +28,12 @@ __all__ = [
     "Quiet",
     "RecipientFile",
     "RecipientOption",
+    "SegmentSize",
     "Source",
     "flag",
     "paragraphs",
+    "parse_pairs",
+    "utf8",
     "verb",
 ]
 
@@ -80,6 +88,28 @@ PassphraseFd = Annotated[
         help="Read the passphrase that opens it from file descriptor N, up to the end of the line.",
     ),
 ]
+ModelName = Annotated[
+    str | None,
+    typer.Option("--name", metavar="N", show_default=False, help="Name of the model. Not secret."),
+]
+ModelVersion = Annotated[
+    str | None,
+    typer.Option(
+        "--version", metavar="V", show_default=False, help="Version of the model. Not secret."
+    ),
+]
+Meta = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--meta",
+        metavar="K=V",
+        show_default=False,
+        help="More to say of it. Not secret. Can be repeated.",
+    ),
+]
+SegmentSize = Annotated[
+    int, typer.Option("--segment-size", metavar="BYTES", help="A power of two, 65536 to 16777216.")
+]
 Force = Annotated[bool, flag("--force", help="Replace what is at DST.")]
 Json = Annotated[bool, flag("--json", help="Print JSON, for scripts.")]
 Quiet = Annotated[bool, flag("-q", "--quiet", help="Print errors only.")]
@@ -117,6 +147,30 @@ class Group(TyperGroup):
     def format_help(self, ctx: Any, formatter: Any) -> None:
         super().format_help(ctx, formatter)
         _print_examples(self.examples)
+
+
+def utf8(text: str | None, option: str) -> str | None:
+    """``text``, unless it holds bytes of the command line that are no UTF-8."""
+    if text is not None:
+        try:
+            text.encode()
+        except UnicodeEncodeError:
+            raise UsageError(f"The value of {option} is not UTF-8.") from None
+    return text
+
+
+def parse_pairs(pairs: Sequence[str] | None, option: str) -> dict[str, str]:
+    """The values of an option NAME=VALUE that can be repeated."""
+    found: dict[str, str] = {}
+    for pair in pairs or ():
+        utf8(pair, option)
+        name, separator, value = pair.partition("=")
+        if not name or not separator:
+            raise UsageError(f"{option} {pair}: not of the form NAME=VALUE.")
+        if name in found:
+            raise UsageError(f"{option} {name} is given twice.")
+        found[name] = value
+    return found
 
 
 def verb(app: typer.Typer, name: str, function: Callable[..., None], examples: str) -> None:

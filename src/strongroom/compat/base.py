@@ -93,6 +93,10 @@ class Codec(ABC):
         """
         return True
 
+    def skips(self, path: str) -> bool:
+        """Whether a file of a directory is no file of the model, but something beside one."""
+        return False
+
     def leaves_plain(self, path: str) -> bool:
         """Whether the foreign system itself keeps a file with this name in clear."""
         return False

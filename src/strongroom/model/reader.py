@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
@@ -33,7 +34,8 @@ from strongroom.format.paths import MANIFEST, SEALED_SUFFIX
 from strongroom.keys.base import Identity, unwrap
 from strongroom.model.file import SealedFile
 from strongroom.model.location import is_url, local
-from strongroom.model.memory import allocate, allocate_bytes
+from strongroom.model.memory import allocate, allocate_bytes, sealed_memory_file
+from strongroom.model.memory_directory import memory_directory, place_files
 from strongroom.model.payload import ClearContent, Content, Progress, SealedContent
 from strongroom.model.storage import LocalSource, LocalTree, Source, Tree
 
@@ -297,6 +299,45 @@ class SealedModel:
         memory = allocate(content.size)
         content.read_into(memory, 0, progress)
         return memory
+
+    @contextmanager
+    def path(self, name: str | None = None, *, named: bool = False) -> Iterator[str]:
+        """A path to plaintext that never touches a disk, for whatever takes nothing but a path.
+
+        It is gone when the block ends; what has been opened or mapped from it stays with its user.
+        Child processes of the same user can open it.
+
+        Args:
+            name: a file gives a memory file (``/proc/…/fd/N``) that nobody can write to. A folder,
+                or None where there are several files, gives a private directory in ``/dev/shm``
+                with the files under their names.
+            named: for one file, a path that ends in its own name: such a directory again, for
+                libraries that look at the suffix or resolve links.
+
+        Raises:
+            StorageError: ``/dev/shm`` is not memory, or has no room.
+        """
+        folder = name.rstrip("/") if name else ""
+        if name in self.files or (name is None and not self.is_directory):
+            content = self.content(name)
+            file = self._path(name)
+            base = file.rpartition("/")[2]
+            if not named:
+                # The name of a memory file has at most 249 bytes.
+                short = base.encode()[:200].decode(errors="ignore")
+                with sealed_memory_file(short, content.size, content.read_into) as place:
+                    yield place
+                return
+            with memory_directory(content.size) as directory:
+                place_files(self, [file], directory, file[: -len(base)])
+                yield f"{directory}/{base}"
+            return
+        members = [one for one in self.files if not folder or one.startswith(folder + "/")]
+        if not members:
+            self.content(name)  # raises, with the names that there are
+        with memory_directory(sum(self.files[one].size for one in members)) as directory:
+            place_files(self, members, directory, folder)
+            yield directory
 
     def verify(self, progress: Progress | None = None) -> int:
         """Authenticate every byte of every file and return how many there are.
