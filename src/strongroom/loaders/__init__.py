@@ -5,7 +5,24 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-__all__ = ["onnx", "safetensors", "torch", "transformers"]
+__all__ = [
+    "diffusers",
+    "flax",
+    "keras",
+    "lightgbm",
+    "llama_cpp",
+    "onnx",
+    "openvino",
+    "paddle",
+    "safetensors",
+    "sklearn",
+    "tensorflow",
+    "tensorrt",
+    "tflite",
+    "torch",
+    "transformers",
+    "xgboost",
+]
 
 
 def __getattr__(name: str) -> Any:
