@@ -11,6 +11,8 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
 GROUP_NAMES := test lint docs demo bench fuzz
+# llama.cpp is compiled; for any machine, and without what its tests do not need.
+LLAMA_FLAGS := -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # The tests wait for servers and children of their own more than for processors.
 PYTEST := $(BIN)/python -m pytest
@@ -22,14 +24,14 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
 
-venv: $(VENV)/.complete ## .venv with every extra and all tools
+venv: $(VENV)/.complete ## .venv with every framework and all tools; 6 GB
 
-system: ## what the tests need of Debian (strace; gcore, which gdb has)
-	@if ! command -v strace >/dev/null || ! command -v gcore >/dev/null; then \
+system: ## what the tests need of Debian: strace, gcore (which gdb has), a C++ compiler
+	@if ! command -v strace >/dev/null || ! command -v gcore >/dev/null || ! command -v g++ >/dev/null; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq strace gdb >/dev/null; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq strace gdb g++ >/dev/null; \
 		else \
-			echo "Missing (apt-get install strace gdb): tests that trace system calls or dump a process will be skipped." >&2; \
+			echo "Missing (apt-get install strace gdb g++): tests that trace system calls, dump a process or compile will be skipped." >&2; \
 		fi; \
 	fi
 
@@ -45,7 +47,7 @@ test: lint system ## linters, then all tests with their coverage
 test-core: $(CORE)/.complete ## the core with `cryptography` and nothing else installed
 	$(CORE)/bin/python -m pytest tests/unit tests/vectors tests/robustness tests/core
 
-demo: venv ## train, seal, load, predict, tamper: on real data, in a minute
+demo: $(VENV)/.demo ## train, seal, load, predict, tamper: on real data, in a minute
 	$(BIN)/python examples/digits.py
 
 bench: venv ## every figure of the README, as ratios; 15 GB of disk, half an hour
@@ -65,12 +67,29 @@ clean: ## remove everything that make has made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A fresh environment each time that what it is made of changes would be pure; pip brings it up to date.
-$(VENV)/.complete: pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml constraints.txt
 	$(call new-venv,$(VENV))
-	$(BIN)/pip install --quiet --constraint constraints.txt torch \
-		|| $(BIN)/pip install --quiet --constraint constraints.txt --extra-index-url $(TORCH_INDEX) torch
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all]' $(addprefix --group ,$(GROUP_NAMES))
+	$(install-torch)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cli,onnx,plot,safetensors,torch]' --group demo
 	@touch $@
+
+$(VENV)/.complete: pyproject.toml constraints.txt | system
+	$(call new-venv,$(VENV))
+	$(install-torch)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all]' $(addprefix --group ,$(GROUP_NAMES))
+	@# Its own requirements are the clients of five clouds, and one excludes what gcsfs needs.
+	$(BIN)/pip install --quiet --no-deps 'kserve-storage>=0.21'
+	@if command -v g++ >/dev/null; then \
+		CMAKE_ARGS="$(LLAMA_FLAGS)" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) $(BIN)/pip install --quiet --group llama-cpp; \
+	else \
+		echo "No C++ compiler: llama-cpp-python is not installed, and the tests of GGUF models will be skipped." >&2; \
+	fi
+	@touch $@
+
+define install-torch
+$(BIN)/pip install --quiet --constraint constraints.txt torch \
+	|| $(BIN)/pip install --quiet --constraint constraints.txt --extra-index-url $(TORCH_INDEX) torch
+endef
 
 $(CORE)/.complete: pyproject.toml
 	$(call new-venv,$(CORE))
