@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 
 from strongroom.compat.base import Codec
 from strongroom.crypto.secret import SecretBytes
@@ -122,5 +121,6 @@ def says_nothing(error: BaseException, *secrets: bytes) -> bool:
 
     look(error)
     shown = "".join(texts)
-    forms: list[Callable[[bytes], str]] = [lambda b: b.hex(), lambda b: b.decode("latin-1"), repr]
-    return not any(form(one).strip("b'") in shown for one in secrets for form in forms)
+    return not any(
+        form in shown for one in secrets for form in (one.hex(), one.decode("latin-1"), repr(one)[2:-1])
+    )
