@@ -12,6 +12,7 @@ from typing import Any
 
 MARKER = "<!-- generated: command line -->"
 VECTORS_MARKER = "<!-- generated: test vectors -->"
+FORMATS_MARKER = "<!-- generated: foreign formats -->"
 VECTORS = Path(__file__).parents[2] / "tests" / "vectors" / "v1" / "vectors.json"
 
 
@@ -101,12 +102,31 @@ def vectors() -> str:
     )
 
 
+def formats() -> str:
+    """All foreign formats: a table, then the options and the weaknesses of each."""
+    from strongroom.compat.registry import CODECS, codec
+
+    rows, parts = [], []
+    for name in CODECS:
+        kind = codec(name)
+        written = "with `--insecure-legacy`" if kind.legacy else "yes" if kind.writes else "no"
+        rows.append(f"| [`{name}`](#{name}) | {_cell(kind.title)} | yes | {written} |")
+        parts += [f"## {name}", f"{_cell(kind.title)}.", f"*Not protected:* {_cell(kind.unprotected)}"]
+        if kind.options:
+            lines = [f"| `{option}` | {_cell(text)} |" for option, text in kind.options.items()]
+            parts.append("\n".join(["| option | meaning |", "|---|---|", *lines]))
+    table = "\n".join(["| name | what it is | read | written |", "|---|---|---|---|", *rows])
+    return "\n\n".join([table, *parts]) + "\n"
+
+
 def on_page_markdown(text: str, **kwargs: Any) -> str:
     """Put what is generated in the place of its marker."""
     if MARKER in text:
         text = text.replace(MARKER, markdown())
     if VECTORS_MARKER in text:
         text = text.replace(VECTORS_MARKER, vectors())
+    if FORMATS_MARKER in text:
+        text = text.replace(FORMATS_MARKER, formats())
     return text
 
 

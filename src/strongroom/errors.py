@@ -22,7 +22,8 @@
     │   ├── HeaderTampered
     │   ├── PayloadTampered                 (``.path``, ``.segment``)
     │   ├── Truncated
-    │   └── ManifestMismatch                a file is not the one the manifest names (``.path``)
+    │   ├── ManifestMismatch                a file is not the one the manifest names (``.path``)
+    │   └── ForeignTampered                 a file of another system: damaged, or another key
     ├── EvidenceError                   6   evidence or policy
     └── Unavailable                     7   a retry may help
         ├── StorageError                    disk full, I/O error (also an OSError)
@@ -44,6 +45,7 @@ __all__ = [
     "AccessError",
     "AlreadyExists",
     "EvidenceError",
+    "ForeignTampered",
     "FormatError",
     "HeaderTampered",
     "IntegrityError",
@@ -234,6 +236,10 @@ class ManifestMismatch(IntegrityError):
     def __init__(self, path: str, problem: str, *, hint: str | None = None) -> None:
         super().__init__(f"{path}: {problem}.", hint=hint)
         self.path = path
+
+
+class ForeignTampered(IntegrityError):
+    """A file that another system encrypted does not authenticate: it was changed, or the key is another."""
 
 
 class EvidenceError(StrongroomError):

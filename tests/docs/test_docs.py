@@ -207,6 +207,22 @@ def test_every_vector_is_listed():
     assert {f"{vector}.sealed" for vector in re.findall(r"^\* `([^`]+)`", text, re.M)} == stored
 
 
+def test_every_foreign_format_is_in_the_reference():
+    pytest.importorskip("cryptotensors", reason="codecs of other packages")
+    from strongroom.compat.registry import CODECS, codec
+
+    reference = hook("reference")
+    page = (DOCS / "reference" / "foreign-formats.md").read_text()
+    assert page.count(reference.FORMATS_MARKER) == 1
+    text = reference.formats()
+    for format in CODECS:
+        section = text.split(f"## {format}\n", 1)[1].split("\n## ")[0]
+        for option in codec(format).options:
+            assert f"| `{option}` |" in section
+    how_to = (DOCS / "how-to" / "bring-over.md").read_text()
+    assert all(f"| `{format}` |" in how_to for format in CODECS)
+
+
 def test_worked_example_is_current():
     example = hook("worked_example")
     current = example.PAGE.read_text()

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 from strongroom.crypto.secret import SecretBytes
-from strongroom.errors import IntegrityError, InvalidKey, UsageError
+from strongroom.errors import ForeignTampered, InvalidKey, UsageError
 from strongroom.model.output import Output
 from strongroom.model.payload import Content
 from strongroom.model.storage import Source
@@ -25,10 +25,6 @@ Write = Callable[[memoryview | bytes], Any]
 
 HEAD_SIZE: Final = 64
 """How many first bytes of a file :meth:`Codec.recognises` gets to see."""
-
-
-class ForeignTampered(IntegrityError):
-    """A foreign file that does not authenticate under the key: tampered with, or another key."""
 
 
 @dataclass(frozen=True)
