@@ -7,9 +7,9 @@ from typing import Any
 
 import joblib
 import numpy
-from skops import io as skops_io
 from sklearn.ensemble import RandomForestRegressor
 from sklearn.neighbors import KNeighborsRegressor
+from skops import io as skops_io
 
 TREES = ["sklearn.tree._tree.Tree"]
 
