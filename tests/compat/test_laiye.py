@@ -152,7 +152,7 @@ def test_which_files_are_encrypted():
 
 
 def test_big_file_in_constant_memory(tmp_path):
-    assert peak_memory("big_files", "both_ways", "laiye", OF_2020.hex(), tmp_path / "f", 256) < 48 << 20
+    assert peak_memory("big_files", "both_ways", "laiye", OF_2020.hex(), tmp_path / "f", 256) < 32 << 20
     (tmp_path / "f").unlink()
 
 

@@ -81,9 +81,10 @@ class JsonScanner:
         """
         self.take(b'"')
         self._require(MAX_STRING)
-        match = _REST_OF_STRING.match(self._buffer, self._at, self._filled)
+        end = min(self._filled, self._at + MAX_STRING)
+        match = _REST_OF_STRING.match(self._buffer, self._at, end)
         if not match:
-            if self._filled - self._at >= MAX_STRING:
+            if end - self._at == MAX_STRING:
                 raise LimitExceeded(
                     f"{self._source.name}: the text at byte {self.position} is too long."
                 )

@@ -28,6 +28,7 @@ import binascii
 import hashlib
 import hmac
 import posixpath
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Final, Protocol
@@ -61,6 +62,8 @@ _DERIVED: Final = _KEY + BLOCK + 32  # the last part is for the HMAC of licences
 _QUOTE: Final = b'"'
 _HEX: Final = b"0123456789abcdef"
 _PIECE: Final = 2 << 20  # of base64; a multiple of four
+# The add-on keeps what follows the last slash; JSON can have surrogates, which no text can.
+_NOT_IN_NAMES: Final = re.compile("[/\\0\ud800-\udfff]")
 _MAX_FILES: Final = 4096
 _MAX_CERTIFICATE: Final = 1 << 20
 
@@ -208,7 +211,7 @@ class _Reader:
             scanner.take(b"{")
             self._member(f"file_name_{number % 100}")
             name = scanner.string()
-            if not name or "/" in name or "\0" in name or name in (".", ".."):
+            if name in ("", ".", "..") or _NOT_IN_NAMES.search(name):
                 raise self._malformed(f"names a file {name!r}")
             if any(body.name == name for body in self._bodies):
                 raise self._malformed(f"has the file {name!r} twice")
@@ -242,7 +245,10 @@ class _Reader:
     def _verify(self, signer: EllipticCurvePublicKey, signed: _Digest, signature: str) -> None:
         signed.update(b"\n}")  # what cJSON prints where the comma is
         try:
-            raw = base64.b64decode(signature.replace("\n", ""), validate=True)
+            text = signature.replace("\n", "")
+            raw = base64.b64decode(text, validate=True)
+            if base64.b64encode(raw).decode() != text:  # bits that encode nothing are set
+                raise InvalidSignature
             signer.verify(raw, signed.digest(), ECDSA(Prehashed(SHA512())))
         except (ValueError, InvalidSignature):
             pass
