@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-from strongroom.errors import NotFound, UsageError
+from strongroom.errors import NotFound, StrongroomError, UsageError
 from strongroom.loaders.cuda import require_driver
 from strongroom.loaders.paddle_pickle import HandOver, load_plain
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
@@ -70,10 +70,10 @@ def load(
     with opened(source, key) as model:
         name = pick(model, path, _STATE_SUFFIXES, "PaddlePaddle")
         start = bytearray(1)
-        model.read_into(name, start)
+        del start[model.read_into(name, start) :]
         if allow_pickle or configs.get("safetensors") or start.startswith(_BINARY):
             with memory_file("model.pdparams", model.files[name].size) as (memory, place):
-                model.read_into(name, memory)
+                _fill(memory, model, name)
                 return paddle.load(place, **configs)
         with io.BufferedReader(model.open(name), _BUFFER) as file:
             unpickled = pickle.dumps(HandOver(load_plain(file, name)))
@@ -92,7 +92,7 @@ def jit_load(source: ModelSource, /, *, key: KeySource | None = None, path: str 
         path: the graph file or, as in Paddle, its path without the suffix, if there are several.
 
     Returns:
-        A ``TranslatedLayer``, in training mode as Paddle gives it.
+        A ``TranslatedLayer``.
 
     Raises:
         StrongroomError: the model cannot be opened, is not authentic, or lacks a file.
@@ -110,9 +110,10 @@ def jit_load(source: ModelSource, /, *, key: KeySource | None = None, path: str 
                     load_plain(file, name)
         with _placed(model, names) as directory:
             place = os.path.join(directory, os.path.basename(prefix))
-            if suffix == ".json":
-                return paddle.jit.load(place)
-            return _load_legacy(place)
+            layer = paddle.jit.load(place) if suffix == ".json" else _load_legacy(place)
+        if prefix + _PARAMETERS not in names and _has_parameters(layer.program(), suffix):
+            raise _without_parameters(model, prefix)  # Paddle raises a KeyError when it is called
+        return layer
 
 
 def create_predictor(
@@ -149,9 +150,7 @@ def create_predictor(
         names = [prefix + suffix, prefix + _PARAMETERS]
         if names[1] not in model.files:
             # Paddle would make a predictor with arbitrary weights (seen in 3.3).
-            raise NotFound(
-                f"{model.name} has no {names[1]}.", hint="Seal all files of paddle.jit.save."
-            )
+            raise _without_parameters(model, prefix)
         with _placed(model, names) as directory:
             config = _Config(*(os.path.join(directory, os.path.basename(name)) for name in names))
             config.disable_glog_info()
@@ -159,6 +158,19 @@ def create_predictor(
                 configure(config)
             # What the module's function of this name does, too.
             return (_PirPredictor if suffix == ".json" else inference.Predictor)(config)
+
+
+def _has_parameters(program: Any, suffix: str) -> bool:
+    if suffix == ".json":
+        return any(op.name() == "builtin.parameter" for op in program.global_block().ops)
+    tensor = paddle.base.core.VarDesc.VarType.DENSE_TENSOR
+    return any(var.persistable and var.type == tensor for var in program.list_vars())
+
+
+def _without_parameters(model: SealedModel, prefix: str) -> NotFound:
+    return NotFound(
+        f"{model.name} has no {prefix}{_PARAMETERS}.", hint="Seal all files of paddle.jit.save."
+    )
 
 
 class _Config(inference.Config):  # type: ignore[misc]  # paddle has no types here
@@ -273,9 +285,17 @@ def _placed(model: SealedModel, names: Iterable[str]) -> Iterator[str]:
         directory = stack.enter_context(memory_directory())
         for name in names:
             memory, place = stack.enter_context(memory_file("model", model.files[name].size))
-            model.read_into(name, memory)
+            _fill(memory, model, name)
             os.symlink(place, os.path.join(directory, os.path.basename(name)))
         yield directory
+
+
+def _fill(memory: memoryview, model: SealedModel, name: str) -> None:
+    try:
+        model.read_into(name, memory)
+    except StrongroomError as error:
+        # The functions in its traceback refer to the memory, which could then not be unmapped.
+        raise error.with_traceback(None) from None
 
 
 def _load_legacy(place: str) -> Any:

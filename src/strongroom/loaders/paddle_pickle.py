@@ -27,8 +27,13 @@ def _data(expression: str, names: Mapping[str, object]) -> object:
     return names["data"]
 
 
+def _no_bytes() -> bytes:
+    # Protocol 2 has no bytes, and writes b"" as bytes().
+    return b""
+
+
 def _encode(text: str, encoding: str) -> bytes:
-    # Protocol 2 has no bytes, and writes them so.
+    # And others as encode(text, "latin1").
     if encoding not in ("latin1", "latin-1"):
         raise pickle.UnpicklingError("an encoding")
     return text.encode("latin1")
@@ -42,6 +47,7 @@ _PLAIN: Final[Mapping[tuple[str, str], object]] = {
         for module in ("builtins", "__builtin__")
         for kind in (tuple, set, frozenset, complex)
     },
+    **{(module, "bytes"): _no_bytes for module in ("builtins", "__builtin__")},
     **{(module, "eval"): _data for module in ("builtins", "__builtin__")},
 }
 _NUMPY: Final = frozenset(
