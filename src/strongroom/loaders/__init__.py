@@ -20,6 +20,7 @@ __all__ = [
     "tensorrt",
     "tflite",
     "torch",
+    "torch2trt",
     "transformers",
     "xgboost",
 ]
