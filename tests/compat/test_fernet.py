@@ -12,10 +12,9 @@ from foreign import Collected, decrypted, encrypted, memory_source, says_nothing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from strongroom.compat.base import ForeignTampered
 from strongroom.compat.fernet import FernetCodec, TokenWriter, parse_key
 from strongroom.crypto.secret import SecretBytes
-from strongroom.errors import FormatError, InvalidKey, StrongroomError, UsageError
+from strongroom.errors import ForeignTampered, FormatError, InvalidKey, StrongroomError, UsageError
 from strongroom.testing.memory import BytesSource
 
 KEY = b"xYjPtWOHLXL5tP1vI4PxagJgjNqsnWmLX4a4qd-ROj4="

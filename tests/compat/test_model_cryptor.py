@@ -12,10 +12,10 @@ from foreign import says_nothing
 
 import strongroom
 from strongroom.compat import model_cryptor
-from strongroom.compat.base import ForeignTampered
 from strongroom.compat.model_cryptor import CryptorFactory, ModelCryptor, ModelType
 from strongroom.errors import (
     AlreadyExists,
+    ForeignTampered,
     InvalidKey,
     NoMatchingRecipient,
     NotFound,
@@ -323,6 +323,17 @@ def test_not_encrypted(place, cryptor, data):
     Path("folder").mkdir()
     with pytest.raises(NotSealed):
         cryptor.decrypt("folder", "license.pem")
+
+
+@pytest.mark.parametrize(
+    "kind", [ModelType.MODEL_TENSORFLOW, ModelType.MODEL_TF2TRT, ModelType.MODEL_PADDLE]
+)
+def test_models_of_another_framework(place, kind):
+    cryptor = CryptorFactory.instance(kind)
+    Path("m.onnx").write_bytes(b"\x08\x07\x12\x04test")
+    cryptor.encrypt("m.onnx", "license.pem", "m.crt")
+    with pytest.raises(UsageError, match=r"for the loader onnx, and not one of (TensorFlow|Paddle)"):
+        cryptor.decrypt("m.crt", "license.pem")
 
 
 def test_other_keys_of_strongroom(place, cryptor):

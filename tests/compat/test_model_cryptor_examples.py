@@ -306,3 +306,63 @@ def test_example(kind, tmp_path):
     assert [path.name for path in (tmp_path / "keys").iterdir()] == ["license.pem"]
     if kind in ("MODEL_TORCH", "MODEL_ONNX"):  # a second run finds what the first one made
         run(script, tmp_path / "examples", tmp_path / "stand_ins")
+
+
+# Files of single-file formats as model_cryptor would have written them, had it known them.
+KERAS = """
+import keras, numpy as np
+from cryptography.fernet import Fernet
+from strongroom.compat.model_cryptor import CryptorFactory, ModelType
+
+cryptor = CryptorFactory.instance(ModelType.MODEL_TENSORFLOW)
+key = cryptor.generate_crypt_key()
+model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3)])
+x = np.ones((2, 4), np.float32)
+for name in ("m.keras", "m.h5"):
+    model.save(name)
+    cryptor.encrypt(name, "license.pem", name + ".crt")
+    open("old.crt", "wb").write(Fernet(key).encrypt(open(name, "rb").read()))
+    for encrypted in (name + ".crt", "old.crt"):
+        found = cryptor.decrypt(encrypted, "license.pem")
+        assert isinstance(found, keras.Model)
+        assert np.array_equal(found.predict(x, verbose=0), model.predict(x, verbose=0))
+"""
+PADDLE = """
+import paddle
+from cryptography.fernet import Fernet
+from strongroom.compat.model_cryptor import CryptorFactory, ModelType
+from strongroom.errors import UsageError
+
+cryptor = CryptorFactory.instance(ModelType.MODEL_PADDLE)
+key = cryptor.generate_crypt_key()
+network = paddle.nn.Linear(4, 3)
+state = network.state_dict()
+paddle.save(state, "m.pdparams")
+cryptor.encrypt("m.pdparams", "license.pem", "m.crt")
+open("m.pdparams.crt", "wb").write(Fernet(key).encrypt(open("m.pdparams", "rb").read()))
+for encrypted in ("m.crt", "m.pdparams.crt"):
+    found = cryptor.decrypt(encrypted, "license.pem")
+    assert list(found) == list(state)
+    assert all(paddle.equal_all(found[name], state[name]) for name in state)
+
+paddle.jit.save(network, "saved/m", input_spec=[paddle.static.InputSpec([None, 4], "float32")])
+cryptor.encrypt("saved", "license.pem", "saved.crt")
+cryptor = CryptorFactory.instance(ModelType.MODEL_PADDLE2TRT)
+try:
+    cryptor.decrypt("saved.crt", "license.pem")
+except UsageError as error:
+    assert "TensorRT" in str(error) or "CUDA" in str(error)
+else:
+    raise AssertionError("TensorRT without a GPU")
+seen = []
+predictor = cryptor.decrypt("saved.crt", "license.pem", configure=seen.append)
+assert len(seen) == 1
+assert predictor.get_input_names()
+"""
+
+
+@pytest.mark.parametrize(("module", "script"), [("keras", KERAS), ("paddle", PADDLE)])
+def test_other_files_of_the_frameworks(tmp_path, module, script):
+    if importlib.util.find_spec(module) is None:
+        pytest.skip(f"needs {module}")
+    run(script, tmp_path, tmp_path)

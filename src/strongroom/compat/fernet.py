@@ -29,10 +29,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC
 
-from strongroom.compat.base import Codec, ForeignTampered, PlainFile, Write
+from strongroom.compat.base import Codec, PlainFile, Write
 from strongroom.compat.streams import read_range
 from strongroom.crypto.secret import SecretBytes, wipe_bytes
-from strongroom.errors import FormatError, InvalidKey
+from strongroom.errors import ForeignTampered, FormatError, InvalidKey
 from strongroom.keys.symmetric import SymmetricKey
 from strongroom.model.memory import allocate
 from strongroom.model.output import Output

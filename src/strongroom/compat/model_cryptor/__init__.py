@@ -21,7 +21,7 @@ One key serves both formats: its 32 bytes wrap the random key of a sealed file (
 its halves are the two keys of Fernet (HMAC-SHA256, AES-128). No key of one is a key of the other, and
 neither format takes the files of the other. But a key that has made Fernet files is worth 128 bits and
 not 256, in sealed files too, since each half can be searched for by itself; a key derived from it would
-be worth no more. So a new key for what must stay closed for long: :func:`strongroom.rewrap`.
+be worth no more, and ``-k license.pem`` would not open what is written here.
 """
 
 from __future__ import annotations
