@@ -1,8 +1,14 @@
-"""PyTorch: state dicts, pickled modules, TorchScript, exported programs.
+"""PyTorch: state dicts, pickled modules, TorchScript, exported programs, compiled packages.
 
 ``f`` is the place of a sealed file or directory, or an open :class:`~strongroom.SealedModel`; ``path``
 says which file of a directory. All other arguments are those of the functions of the same purpose
 in ``torch``, and so is the result.
+
+:func:`seal_state_dict` and :func:`load_into` seal weights from memory and load them into a module. With
+keys kept by model id (:mod:`strongroom.providers.by_model`) the caller names none:
+
+>>> seal_state_dict(model.state_dict(), "resnet50.sealed", key="keys/", model_id="resnet50")
+>>> load_into(model, "resnet50.sealed")  # STRONGROOM_KEY_FILE=keys/
 """
 
 from __future__ import annotations
@@ -15,9 +21,19 @@ import zipfile
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
+from strongroom.errors import UsageError
+from strongroom.format.limits import DEFAULT_SEGMENT
+from strongroom.format.paths import SEALED_SUFFIX
+from strongroom.loaders.aotinductor import aoti_load_package
 from strongroom.loaders.source import ModelSource, archive_members, extra_for, opened, pick
+from strongroom.model.collect import checked_path
+from strongroom.model.location import local
 from strongroom.model.memory import memory_file
+from strongroom.model.output import open_file_output
 from strongroom.model.reader import SealedModel
+from strongroom.model.writer import SealedWriter, build_meta
+from strongroom.providers import sources
+from strongroom.providers.by_model import KeyOfModel, ModelKeySource, key_of_model, model_id_text
 from strongroom.providers.sources import KeySource
 
 try:
@@ -29,7 +45,14 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["export_load", "jit_load", "load"]
+__all__ = [
+    "aoti_load_package",
+    "export_load",
+    "jit_load",
+    "load",
+    "load_into",
+    "seal_state_dict",
+]
 
 _SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 _FORCED: Final = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
@@ -126,6 +149,83 @@ def export_load(
                 None if expected_opset_version is None else dict(expected_opset_version)
             ),
         )
+
+
+def seal_state_dict(
+    state_dict: Mapping[str, Any],
+    destination: str | os.PathLike[str],
+    *,
+    key: ModelKeySource | None = None,
+    recipients: KeySource | None = None,
+    model_id: str | bytes | None = None,
+    name: str | None = None,
+    version: str | None = None,
+    meta: Mapping[str, Any] | None = None,
+    segment_size: int = DEFAULT_SEGMENT,
+    overwrite: bool = False,
+) -> None:
+    """Seal a state dict from memory; ``torch.save`` writes it, and no plaintext touches a disk.
+
+    Args:
+        state_dict: or whatever else ``torch.save`` takes. Some 20 MB of memory are used beside it.
+        destination: a path or a URL.
+        key: who can open it; also keys by model id, as for
+            :func:`~strongroom.providers.by_model.key_of_model`.
+        model_id: said in the header, ``meta["model_id"]``; authenticated, not secret. Bytes are
+            written in hexadecimal.
+
+    The other arguments are those of :func:`strongroom.seal`.
+
+    Raises:
+        StrongroomError: and then nothing is left behind, and what was there stays.
+    """
+    said = None if model_id is None else model_id_text(model_id)
+    if key is not None or recipients is None:
+        key = key_of_model(key, said)
+    wrapped_for = sources.recipients(key, recipients)
+    destination = local(destination)
+    inside = os.path.basename(os.fspath(destination)).removesuffix(SEALED_SUFFIX)
+    inside = checked_path(inside, os.fspath(destination))
+    described = build_meta(name, version, meta, model_id=said)
+    output = open_file_output(destination, overwrite=overwrite, private=False)
+    with SealedWriter(output, wrapped_for, inside, described, segment_size) as file:
+        torch.save(state_dict, file)  # type: ignore[arg-type]  # as above
+
+
+def load_into(
+    module: torch.nn.Module,
+    f: ModelSource,
+    *,
+    key: ModelKeySource | None = None,
+    model_id: str | bytes | None = None,
+    strict: bool = True,
+    assign: bool = False,
+    path: str | None = None,
+) -> Any:
+    """``module.load_state_dict`` from a sealed state dict.
+
+    With ``assign`` the parameters become views of the memory that was decrypted into, and nothing is
+    copied; without, they keep their memory, and there is a second copy until this returns.
+
+    Args:
+        key: also keys by model id, as for :func:`~strongroom.providers.by_model.key_of_model`.
+        model_id: the only model to accept.
+        strict, assign: as in torch.
+
+    Returns:
+        What ``load_state_dict`` returns: the names that were missing and unexpected.
+
+    Raises:
+        StrongroomError: the model cannot be opened, is not authentic, or has another id.
+    """
+    keys = KeyOfModel(key, expected=None if model_id is None else model_id_text(model_id))
+    is_open = isinstance(f, SealedModel)
+    if is_open and key is not None:
+        raise UsageError("The model is open already and takes no key.", hint="Leave out key.")
+    with opened(f, None if is_open else keys) as model:
+        keys.check(model.meta)
+        state = load(model, "cpu", path=path)
+    return module.load_state_dict(state, strict=strict, assign=assign)
 
 
 def _in_place(map_location: Any, pickle_load_args: Mapping[str, Any]) -> bool:
