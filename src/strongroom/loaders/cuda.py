@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ctypes
+from importlib import metadata
 from typing import Final
 
 from strongroom.errors import Unavailable, UsageError
 
-__all__ = ["require_driver"]
+__all__ = ["cuda_of", "require_driver"]
 
 _LIBRARY: Final = "libcuda.so.1"
 _NO_GPU: Final = "Run it on a machine with an NVIDIA GPU; in a container, start that with --gpus all."
@@ -58,3 +59,14 @@ def require_driver(what: str, cuda: int = 0) -> None:
             f"the one here is for CUDA {version.value // 1000}.{version.value % 1000 // 10}.",
             hint="Update the driver, or install the package for its version of CUDA.",
         )
+
+
+def cuda_of(package: str) -> int:
+    """The major version of CUDA that the bindings of TensorRT in ``package`` are built for; 0 if it does not say."""
+    for major in range(11, 20):
+        try:
+            metadata.distribution(f"{package}_cu{major}_bindings")
+        except metadata.PackageNotFoundError:
+            continue
+        return major
+    return 0

@@ -10,16 +10,16 @@ of :func:`strongroom.loaders.paddle.create_predictor`.
 
 from __future__ import annotations
 
+import ctypes
 import functools
 import importlib
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib import metadata
 from typing import Any, Final
 
-from strongroom.errors import MissingExtra, UsageError
-from strongroom.loaders.cuda import require_driver
+from strongroom.errors import MissingExtra, StrongroomError, UsageError
+from strongroom.loaders.cuda import cuda_of, require_driver
 from strongroom.loaders.source import ModelSource, opened, pick
 from strongroom.model.memory import allocate
 from strongroom.model.reader import SealedModel
@@ -54,7 +54,7 @@ def load(
     """
     if runtime is None:
         trt = _bindings()
-        require_driver(_WHAT, _cuda_of(trt.__name__))
+        require_driver(_WHAT, cuda_of(trt.__name__))
         runtime = trt.Runtime(trt.Logger(trt.Logger.WARNING))
     return deserialize_cuda_engine(runtime, source, key=key, path=path)
 
@@ -91,7 +91,12 @@ def deserialize_cuda_engine(
             f"A tensorrt.Runtime is needed, not {type(runtime).__name__}.",
             hint="runtime = tensorrt.Runtime(tensorrt.Logger())",
         )
-    require_driver(_WHAT, _cuda_of(type(runtime).__module__.partition("_bindings")[0]))
+    try:
+        require_driver(_WHAT, cuda_of(type(runtime).__module__.partition("_bindings")[0]))
+    except StrongroomError:
+        # A runtime made without a driver ends the process even when it is deleted: it never is.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(runtime))
+        raise
     with opened(source, key) as model, _files_in_memory(runtime, module):
         name = pick(model, path, _SUFFIXES, "TensorRT")
         if hasattr(module, "IStreamReaderV2"):
@@ -114,17 +119,6 @@ def _bindings() -> Any:
             if error.name != name:
                 raise
     raise MissingExtra(_WHAT, "tensorrt")
-
-
-def _cuda_of(package: str) -> int:
-    """The major version of CUDA that a package of the bindings is built for; 0 if it does not say."""
-    for major in range(11, 20):
-        try:
-            metadata.distribution(f"{package}_cu{major}_bindings")
-        except metadata.PackageNotFoundError:
-            continue
-        return major
-    return 0
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import Any
 
 from strongroom.errors import MissingExtra
 from strongroom.loaders import torch as torch_loader
-from strongroom.loaders.cuda import require_driver
+from strongroom.loaders.cuda import cuda_of, require_driver
 from strongroom.loaders.source import ModelSource
 from strongroom.providers.sources import KeySource
 
@@ -41,7 +41,7 @@ def load(
         MissingExtra: torch2trt is not installed.
         StrongroomError: the model cannot be opened, or is not authentic.
     """
-    require_driver("Loading torch2trt modules")
+    require_driver("Loading torch2trt modules", cuda_of("tensorrt"))
     try:
         from torch2trt import TRTModule
     except ModuleNotFoundError as error:
