@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 KEY = bytes(range(32))
 SALT = bytes(range(8))
+GUID = "50934a64-5d1b-4655-bcb4-80080fcb8858"
 
 
 def print_json(value, depth: int = 0) -> str:
@@ -29,8 +30,7 @@ def print_json(value, depth: int = 0) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-def blob(plaintext: bytes, salt: bytes = SALT, key: bytes = KEY) -> str:
-    secret = key.hex().encode() + b"\n"
+def blob(plaintext: bytes, salt: bytes = SALT, secret: bytes = KEY.hex().encode() + b"\n") -> str:
     derived = HKDF(hashes.SHA384(), 80, salt, b"label").derive(secret)
     cipher = Cipher(algorithms.AES(derived[:32]), modes.CTR(derived[32:48])).encryptor()
     return base64.b64encode(b"Salted__" + salt + cipher.update(plaintext)).decode()
@@ -60,7 +60,7 @@ def document(contents: Mapping[str, bytes], **members) -> dict:
         "name": "Face Detection",
         "description": 'a "model"',
         "version": "0002",
-        "model_guid": "50934a64-5d1b-4655-bcb4-80080fcb8858",
+        "model_guid": GUID,
         "isv_certificate": "-----BEGIN CERTIFICATE-----\n…\n-----END CERTIFICATE-----\n",
         "files": [
             {f"file_name_{number % 100}": name, f"file_body_{number % 100}": blob(plaintext)}
@@ -75,3 +75,28 @@ def signed(members: dict, key: ec.EllipticCurvePrivateKey) -> bytes:
     text = print_json(members).encode()
     signature = base64.encodebytes(key.sign(text, ec.ECDSA(hashes.SHA512()))).decode()
     return print_json({**members, "signature": signature}).encode()
+
+
+def licence(private, peer, certificate: bytes, key: bytes = KEY, **members) -> bytes:
+    """A licence that wraps the key of a model for two keys: of them one private, the other public."""
+    wrapping = base64.b64encode(private.exchange(ec.ECDH(), peer)) + b"\n"
+    whole = {
+        "creation_date": "Sat Nov 21 09:00:00 2026",
+        "model_hash": "",
+        "license_guid": "",
+        "model_guid": GUID,
+        "encryption_key": blob(key.hex().encode() + b"\n", secret=wrapping),
+        "isv_certificate": certificate.decode(),
+        "signature": "",
+        **members,
+    }
+    return print_json(whole).encode()
+
+
+def private_pem(key, passphrase: bytes | None = None) -> bytes:
+    encryption = (
+        serialization.BestAvailableEncryption(passphrase)
+        if passphrase
+        else serialization.NoEncryption()
+    )
+    return key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, encryption)

@@ -24,10 +24,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC
 
-from strongroom.compat.base import Codec, ForeignTampered, PlainFile, Write
+from strongroom.compat.base import Codec, PlainFile, Write
 from strongroom.compat.streams import BLOCK, decipher_padded, encipher
 from strongroom.crypto.secret import SecretBytes
-from strongroom.errors import InvalidKey
+from strongroom.errors import ForeignTampered, InvalidKey
 from strongroom.model.output import Output
 from strongroom.model.payload import Content
 from strongroom.model.storage import Source
@@ -115,6 +115,7 @@ class _SavedModelOnly:
             if plaintext[0] not in _SAVED_MODEL:
                 raise ForeignTampered(
                     f"{self._name} does not begin as a SavedModel under this key.",
-                    hint="It was encrypted under another key, is damaged, or was never encrypted.",
+                    hint="It was encrypted under another key, is damaged, or was never encrypted. "
+                    "If it is no SavedModel, give the file another name.",
                 )
         self._write(plaintext)

@@ -15,10 +15,13 @@ it again. So what is signed is the text of the file before the comma that preced
 newline and a brace. A file that some other program has written anew, with other white space, is not
 recognised as signed here, although the add-on itself, which prints what it has read, would.
 
+The add-on keeps the model key in licences alone, wrapped for the key of a customer (or of the maker of the
+model); the option ``license`` takes it from there.
+
 What the format does not protect: the ciphertext alone has no integrity. The signature has, and is checked
 with the option ``certificate``, against the certificate of who made the model; whether that is still in
 force is not looked at. The certificate inside the file proves nothing. Name, version and file names lie in
-clear. Licences (their terms, their platform) are not looked at.
+clear. What a licence demands (time, number of uses, platform), and whether it is authentic, is not looked at.
 """
 
 from __future__ import annotations
@@ -36,36 +39,31 @@ from typing import ClassVar, Final, Protocol
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ec import ECDSA, EllipticCurvePublicKey
 from cryptography.hazmat.primitives.asymmetric.utils import Prehashed
-from cryptography.hazmat.primitives.ciphers import Cipher
-from cryptography.hazmat.primitives.ciphers.algorithms import AES
-from cryptography.hazmat.primitives.ciphers.modes import CTR
-from cryptography.hazmat.primitives.hashes import SHA384, SHA512
-from cryptography.hazmat.primitives.kdf.hkdf import HKDF
-from cryptography.x509 import load_pem_x509_certificate
+from cryptography.hazmat.primitives.hashes import SHA512
 
-from strongroom.compat.base import Codec, ForeignTampered, PlainFile, Write
+from strongroom.compat.base import Codec, PlainFile, Write
 from strongroom.compat.json_scan import JsonScanner
-from strongroom.compat.streams import BLOCK, pieces, read_range
+from strongroom.compat.openvino_keys import (
+    HEADER_SIZE,
+    certified_key,
+    model_key,
+    salt_in,
+    unwrapped_key,
+)
+from strongroom.compat.streams import pieces, read_range
 from strongroom.crypto.secret import SecretBytes
-from strongroom.errors import FormatError, InvalidKey, LimitExceeded, UsageError, os_errors
+from strongroom.errors import ForeignTampered, FormatError, InvalidKey, LimitExceeded
 from strongroom.model.memory import allocate
 from strongroom.model.storage import Source
 
 __all__ = ["OpenvinoAddonCodec"]
 
-_MAGIC: Final = b"Salted__"
-_SALT: Final = 8
-_HEADER: Final = len(_MAGIC) + _SALT
 _HEADER_TEXT: Final = 24  # the first characters of base64 that have all of the header
-_KEY: Final = 32
-_DERIVED: Final = _KEY + BLOCK + 32  # the last part is for the HMAC of licences
 _QUOTE: Final = b'"'
-_HEX: Final = b"0123456789abcdef"
 _PIECE: Final = 2 << 20  # of base64; a multiple of four
 # The add-on keeps what follows the last slash; JSON can have surrogates, which no text can.
 _NOT_IN_NAMES: Final = re.compile("[/\\0\ud800-\udfff]")
 _MAX_FILES: Final = 4096
-_MAX_CERTIFICATE: Final = 1 << 20
 
 
 class _Digest(Protocol):
@@ -90,19 +88,24 @@ class OpenvinoAddonCodec(Codec):
     title = "OpenVINO Security Add-on controlled-access model (.dat)"
     unprotected = (
         "Without certificate=FILE, the signature is not checked and there is no other integrity: whoever "
-        "could write the file could change the model unnoticed. Licences are not looked at."
+        "could write the file could change the model unnoticed. What a licence demands is not looked at."
     )
     options: ClassVar[Mapping[str, str]] = {
+        "license": "licence file (.lic) to take the model key from; the key is then the private key in PEM that "
+        "the licence was made for",
         "certificate": "PEM file with the certificate of who made the model: check the signature against it",
     }
 
     def __init__(self, key: SecretBytes | None, options: Mapping[str, str] | None = None) -> None:
         super().__init__(key, options)
         assert key is not None  # takes_key
-        self._secret = _secret_string(key.buffer)
+        if "license" in self.given:
+            self._key = unwrapped_key(key.buffer, self.given["license"])
+        else:
+            self._key = model_key(key.buffer)
         self._signer: EllipticCurvePublicKey | None = None
         if "certificate" in self.given:
-            self._signer = _public_key(self.given["certificate"])
+            self._signer = certified_key(self.given["certificate"])
         # A model is opened once to be looked at and once for each of its files; the whole text, which may
         # be gigabytes, is walked through the first time only. What has a digest is compared with it later.
         self._known: dict[tuple[str, int], list[_Body]] = {}
@@ -113,7 +116,14 @@ class OpenvinoAddonCodec(Codec):
     def decrypt(self, source: Source, path: str) -> Sequence[PlainFile]:
         known = path, source.size
         if known not in self._known:
-            self._known[known] = _Reader(source, self._signer).bodies()
+            reader = _Reader(source, self._signer)
+            bodies = reader.bodies()
+            if self._key.model_guid not in (None, reader.guid):
+                raise InvalidKey(
+                    f"The licence is for another model than {source.name}.",
+                    hint="model_guid is the same in a model and its licence.",
+                )
+            self._known[known] = bodies
         folder = posixpath.dirname(path)
         return [
             PlainFile(posixpath.join(folder, body.name), self._copier(source, body))
@@ -124,11 +134,7 @@ class OpenvinoAddonCodec(Codec):
         return lambda write: self._copy(source, body, write)
 
     def _copy(self, source: Source, body: _Body, write: Write) -> None:
-        salt = _salt(source, body)
-        with SecretBytes.zeros(_DERIVED) as derived:
-            HKDF(SHA384(), _DERIVED, salt, b"label").derive_into(self._secret.buffer, derived.buffer)
-            key, iv = derived.buffer[:_KEY], derived.buffer[_KEY : _KEY + BLOCK]
-            cipher = Cipher(AES(key), CTR(bytes(iv))).decryptor()
+        cipher = self._key.decryptor(_salt(source, body))
         digest = hashlib.sha256(_QUOTE)
         out = allocate(_PIECE)
         done = 0
@@ -139,7 +145,7 @@ class OpenvinoAddonCodec(Codec):
                 digest.update(text)
             last = done + len(text) == body.end - body.start
             decoded = memoryview(_decoded(source, body, text, last))
-            ciphertext = decoded if done else decoded[_HEADER:]
+            ciphertext = decoded if done else decoded[HEADER_SIZE:]
             done += len(text)
             write(out[: cipher.update_into(ciphertext, out)])
 
@@ -157,6 +163,7 @@ class _Reader:
         self._source = source
         self._signer = signer
         self._scanner = JsonScanner(source)
+        self.guid = ""
         self._bodies: list[_Body] = []
         self._digest = hashlib.sha512()
         if signer is not None:
@@ -186,6 +193,8 @@ class _Reader:
                 signature = scanner.string()
             elif member == "files":
                 self._files()
+            elif member == "model_guid":
+                self.guid = scanner.string()
             else:
                 scanner.string()
             if signature is None:
@@ -273,8 +282,8 @@ def _salt(source: Source, body: _Body) -> bytes:
     if size % 4 == 0 and size >= _HEADER_TEXT:
         text = memoryview(read_range(source, body.start, body.start + _HEADER_TEXT))
         header = _decoded(source, body, text, size == _HEADER_TEXT)
-        if header.startswith(_MAGIC):
-            return header[len(_MAGIC) : _HEADER]
+        if (salt := salt_in(header)) is not None:
+            return salt
     raise FormatError(
         f"{source.name}: {body.name} does not begin as an encrypted file does.",
         hint="It is cut short, damaged, or of another format.",
@@ -290,42 +299,3 @@ def _decoded(source: Source, body: _Body, text: memoryview, last: bool) -> bytes
     if not decoded or (not last and len(decoded) * 4 != len(text) * 3):
         raise FormatError(f"{source.name}: {body.name} is not base64.", hint="It is damaged.")
     return decoded
-
-
-def _secret_string(key: memoryview) -> SecretBytes:
-    """The model key as the text that the add-on derives its keys from.
-
-    Raises:
-        InvalidKey: it is neither 32 bytes nor 64 hexadecimal digits.
-    """
-    size = len(key)
-    if size in (_KEY + 1, 2 * _KEY + 1) and key[size - 1] == ord("\n"):
-        size -= 1
-    secret = SecretBytes.zeros(2 * _KEY + 1)
-    text = secret.buffer
-    text[2 * _KEY] = ord("\n")
-    if size == _KEY:
-        for place, byte in enumerate(key[:size]):
-            text[2 * place], text[2 * place + 1] = _HEX[byte >> 4], _HEX[byte & 15]
-        return secret
-    if size == 2 * _KEY:
-        for place, byte in enumerate(key[:size]):
-            text[place] = byte | 0x20 if byte in b"ABCDEF" else byte  # the add-on writes small letters
-        if all(byte in _HEX for byte in text[: 2 * _KEY]):
-            return secret
-    raise InvalidKey(
-        "The key is no model key of the OpenVINO Security Add-on.",
-        hint="It is 64 hexadecimal digits, or the 32 bytes that they stand for.",
-    )
-
-
-def _public_key(path: str) -> EllipticCurvePublicKey:
-    with os_errors(path), open(path, "rb") as file:
-        text = file.read(_MAX_CERTIFICATE)
-    try:
-        key = load_pem_x509_certificate(text).public_key()
-    except ValueError:
-        raise UsageError(f"{path} is no certificate in PEM.") from None
-    if not isinstance(key, EllipticCurvePublicKey):
-        raise UsageError(f"{path} is no certificate of an elliptic-curve key.")
-    return key

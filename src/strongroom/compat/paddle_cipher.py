@@ -30,10 +30,10 @@ from cryptography.hazmat.primitives.ciphers import Cipher
 from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import CBC, CTR, ECB, GCM
 
-from strongroom.compat.base import Codec, ForeignTampered, PlainFile, Write
+from strongroom.compat.base import Codec, PlainFile, Write
 from strongroom.compat.streams import BLOCK, decipher, decipher_padded, encipher, read_range
 from strongroom.crypto.secret import SecretBytes
-from strongroom.errors import FormatError, InvalidKey, LimitExceeded, UsageError
+from strongroom.errors import ForeignTampered, FormatError, InvalidKey, LimitExceeded, UsageError
 from strongroom.model.output import Output
 from strongroom.model.payload import Content
 from strongroom.model.storage import Source

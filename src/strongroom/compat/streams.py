@@ -7,8 +7,8 @@ from typing import Final
 
 from cryptography.hazmat.primitives.ciphers import CipherContext
 
-from strongroom.compat.base import ForeignTampered, Write
-from strongroom.errors import FormatError
+from strongroom.compat.base import Write
+from strongroom.errors import ForeignTampered, FormatError
 from strongroom.model.memory import allocate
 from strongroom.model.parallel import in_order
 from strongroom.model.payload import Content
