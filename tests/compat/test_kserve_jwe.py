@@ -13,10 +13,9 @@ from jwcrypto import jwe, jwk
 from kserve_storage.confidential.jwe_decryptor import JWEDecryptor
 from kserve_storage.confidential.secret_resolver import SecretResolver
 
-from strongroom.compat.base import ForeignTampered
 from strongroom.compat.kserve_jwe import KserveJweCodec, parse_key
 from strongroom.crypto.secret import SecretBytes
-from strongroom.errors import FormatError, InvalidKey, LimitExceeded, UsageError
+from strongroom.errors import ForeignTampered, FormatError, InvalidKey, LimitExceeded, UsageError
 
 RAW = bytes(range(200, 232))  # not UTF-8, as a random key is not
 TEXT = base64.urlsafe_b64encode(RAW).rstrip(b"=")

@@ -32,9 +32,16 @@ from cryptography.hazmat.primitives.ciphers.algorithms import AES
 from cryptography.hazmat.primitives.ciphers.modes import GCM
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
-from strongroom.compat.base import Codec, ForeignTampered, PlainFile, Write
+from strongroom.compat.base import Codec, PlainFile, Write
 from strongroom.crypto.secret import SecretBytes, wipe_bytes
-from strongroom.errors import FormatError, InvalidKey, LimitExceeded, Malformed, UsageError
+from strongroom.errors import (
+    ForeignTampered,
+    FormatError,
+    InvalidKey,
+    LimitExceeded,
+    Malformed,
+    UsageError,
+)
 from strongroom.format.encoding import b64url, dump_json, load_json, unb64url
 from strongroom.keys.symmetric import SymmetricKey
 from strongroom.model.memory import allocate
