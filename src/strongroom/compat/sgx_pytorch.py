@@ -15,7 +15,8 @@ plain ones. Running statistics of BatchNorm, and layers other than Linear, Conv 
 clear in the files of secure_mkldnn.
 
 A 1-D tensor of int32 is taken for encrypted if its length and all bytes that are always zero are as
-above; what then fails its tag is refused. Everything else stays as it is.
+above; what then fails its tag is refused. So is any other 1-D tensor of int32 that is called weight or
+bias: it was encrypted, and is damaged. Everything else stays as it is.
 
 A state dict is loaded as a whole and its tensors are replaced one by one, which takes memory for the
 model and one tensor. It is read with ``weights_only=True``, and from the source itself.
@@ -226,7 +227,8 @@ class SgxPytorchCodec(Codec):
     options: ClassVar[Mapping[str, str]] = {
         "model_id": "8 hexadecimal digits: an import insists on it, an export writes it (00000000)",
         "dtype": "float32 or float16: what an export converts weights to; otherwise they stay",
-        "names": "a glob pattern: the tensors that an export encrypts (*.weight and *.bias)",
+        "names": "a glob pattern: the tensors that an export encrypts, and an import finds encrypted if "
+        "they are 1-D int32 (*.weight and *.bias)",
     }
     writes = True
 
@@ -260,6 +262,7 @@ class SgxPytorchCodec(Codec):
         for name in state:
             parts = _parse(state[name])
             if parts is None:
+                self._refuse_damaged(name, state[name])
                 continue
             if self._model_id not in (None, parts.model_id):
                 raise InvalidKey(f"The tensor {name} has the model id {parts.model_id.hex()}.")
@@ -273,11 +276,22 @@ class SgxPytorchCodec(Codec):
             )
         _save(state, write)
 
+    def _refuse_damaged(self, name: str, tensor: object) -> None:
+        if not self._is_named(name) or not isinstance(tensor, torch.Tensor):
+            return
+        if tensor.dtype == torch.int32 and tensor.dim() == 1:
+            raise FormatError(
+                f"The tensor {name} has integers, and they are not an encrypted tensor.",
+                hint="It is damaged. If it is a plain one, say which are encrypted: names=…",
+            )
+
     def encrypt(self, content: Content, destination: str, output: Output) -> None:
         state = _load(SealedFile(content, "model"), "The file")
         found = 0
         for name, tensor in state.items():
-            if not isinstance(tensor, torch.Tensor) or not self._is_wanted(name, tensor):
+            if not (isinstance(tensor, torch.Tensor) and tensor.is_floating_point()):
+                continue
+            if not self._is_named(name):
                 continue
             state[name] = encrypt_tensor(
                 self._converted(name, tensor), self._key, self._model_id or bytes(_MODEL_ID)
@@ -290,8 +304,8 @@ class SgxPytorchCodec(Codec):
             )
         _save(state, output.write)
 
-    def _is_wanted(self, name: str, tensor: torch.Tensor) -> bool:
-        return tensor.is_floating_point() and any(fnmatch.fnmatchcase(name, g) for g in self._globs)
+    def _is_named(self, name: str) -> bool:
+        return any(fnmatch.fnmatchcase(name, glob) for glob in self._globs)
 
     def _converted(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         if tensor.dim() == 0:
