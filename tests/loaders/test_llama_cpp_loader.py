@@ -130,6 +130,12 @@ def test_several_models(plain, folder, seal, key):
     assert numpy.array_equal(logits(mine), logits(llama_cpp.Llama(str(plain), **OPTIONS)))
 
 
+def test_a_projector_is_not_the_model(plain, folder, seal, key):
+    (folder / "mmproj-tiny-f16.gguf").write_bytes(b"GGUF")
+    mine = loader.llama(seal(folder), key=key, **OPTIONS)
+    assert mine.model_path.endswith("/tiny.gguf")
+
+
 def test_lora(plain, folder, seal, key, tmp_path):
     (folder / "adapters").mkdir()
     lora = write_lora(folder / "adapters" / "mine.gguf")
@@ -138,7 +144,7 @@ def test_lora(plain, folder, seal, key, tmp_path):
     expected = logits(llama_cpp.Llama(str(plain), lora_path=str(lora), **options))
     without = logits(llama_cpp.Llama(str(plain), **OPTIONS))
     assert not numpy.array_equal(expected, without)
-    inside = loader.llama(sealed, key=key, path="tiny.gguf", lora_path="adapters/mine.gguf", **options)
+    inside = loader.llama(sealed, key=key, lora_path="adapters/mine.gguf", **options)
     assert numpy.array_equal(logits(inside), expected)
     assert inside.lora_path == "adapters/mine.gguf"
     in_clear = loader.llama(sealed, key=key, path="tiny.gguf", lora_path=lora, **options)
@@ -204,8 +210,8 @@ def test_not_a_model(plain, tmp_path, seal, key):
     with pytest.raises(FormatError, match=r"llama\.cpp cannot load cut\.gguf") as error:
         loader.llama(seal(tmp_path / "cut.gguf"), key=key)
     assert "verbose=True" in error.value.hint
-    with pytest.raises(TypeError):
-        loader.llama(seal(plain), key=key, n_ctx="many")
+    with pytest.raises(ValueError, match="Unknown value type"):
+        loader.llama(seal(plain), key=key, kv_overrides={"a": object()})
 
 
 def test_tampered_and_wrong_key(plain, seal, key):

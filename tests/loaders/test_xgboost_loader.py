@@ -41,8 +41,9 @@ def test_booster(plain, seal, key):
 
 def test_parameters(plain, seal, key):
     sealed = seal(plain)
-    mine = loader.booster(sealed, {"nthread": 1, "seed": 7}, key=key)
-    theirs = xgboost.Booster({"nthread": 1, "seed": 7}, model_file=plain)
+    parameters = {"nthread": 1, "seed": 7, "objective": "multi:softmax", "max_depth": 2}
+    mine = loader.booster(sealed, parameters, key=key)
+    theirs = xgboost.Booster(parameters, model_file=plain)
     assert mine.save_config() == theirs.save_config()
     with pytest.raises(TypeError, match="cache item"):
         loader.booster(sealed, None, ["x"], key=key)

@@ -26,6 +26,9 @@ _MAGIC: Final = b"GGUF"
 _PIECE: Final = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf", re.IGNORECASE)
 # llama.cpp finds the pieces of a split model by these names.
 
+_PROJECTOR: Final = re.compile(r"mmproj[^/]*\Z", re.IGNORECASE)
+# The customary name of the part of a vision model that a chat handler loads.
+
 _HEAD: Final = 64 << 10
 _FILE_TYPE: Final = struct.pack("<Q", 17) + b"general.file_type" + struct.pack("<I", 4)
 # A key of the metadata as GGUF stores it: length, name, type uint32.
@@ -50,7 +53,8 @@ def llama(
 
     Args:
         model_path: the place of a sealed file or directory, or an open model.
-        path: the GGUF file, if there are several; of a split model the first piece, or leave it out.
+        path: the GGUF file, if there are several: of a split model the first piece, or leave it out.
+            A projector (``mmproj…``) and the adapter of ``lora_path`` do not count.
         use_mmap: None decides by the model: False if layers go to a GPU, or if llama.cpp repacks
             the weights (Q4_0, Q4_K, IQ4_NL), since a mapping would keep the first copy for nothing.
         lora_path: a file in the sealed model, or else a file in clear.
@@ -63,14 +67,15 @@ def llama(
     """
     kwargs.setdefault("verbose", False)
     with opened(model_path, key) as model, ExitStack() as stack:
-        name = path or _first(model)
+        lora = None if lora_path is None else os.fspath(lora_path)
+        name = path or _first(model, lora)
         pieces = _pieces(model, name)
         for piece in pieces:
             _check_magic(model, piece)
         if use_mmap is None:
             use_mmap = not kwargs.get("n_gpu_layers") and _file_type(model, name) not in _REPACKED
-        if lora_path is not None:
-            kwargs["lora_path"] = _lora(model, os.fspath(lora_path), stack)
+        if lora is not None:
+            kwargs["lora_path"] = _lora(model, lora, stack)
         place = _place(model, pieces, stack)
         try:
             made = llama_cpp.Llama(place, use_mmap=use_mmap, **kwargs)
@@ -82,18 +87,23 @@ def llama(
             ) from error
         # It names the model in answers, and in a pickle, where the memory file would be another's.
         made.model_path = f"{model.name}/{name}" if model.is_directory else model.name
-        made.lora_path = None if lora_path is None else os.fspath(lora_path)
+        made.lora_path = lora
     return made
 
 
-def _first(model: SealedModel) -> str:
-    """The only GGUF file, or the first piece of the only split model."""
-    names = [name for name in model.files if name.lower().endswith(_SUFFIXES)]
-    pieces = [_PIECE.fullmatch(name) for name in names]
-    firsts = [
-        name for name, piece in zip(names, pieces, strict=True) if piece is None or int(piece[2]) == 1
-    ]
-    return firsts[0] if len(firsts) == 1 else pick(model, None, _SUFFIXES, "GGUF")
+def _first(model: SealedModel, lora: str | None) -> str:
+    """The only GGUF file that can be a language model, of a split one the first piece."""
+    found = []
+    for name in model.files:
+        piece = _PIECE.fullmatch(name)
+        if (
+            name.lower().endswith(_SUFFIXES)
+            and (piece is None or int(piece[2]) == 1)
+            and not _PROJECTOR.search(name)
+            and name != lora
+        ):
+            found.append(name)
+    return found[0] if len(found) == 1 else pick(model, None, _SUFFIXES, "GGUF")
 
 
 def _pieces(model: SealedModel, name: str) -> list[str]:

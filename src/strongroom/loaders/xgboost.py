@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
 from strongroom.errors import FormatError
@@ -45,7 +46,9 @@ def booster(
         StrongroomError: the model cannot be opened, is not authentic, or is no UBJSON or JSON.
         XGBoostError: as XGBoost's own loader raises it.
     """
-    return load_model(xgboost.Booster(params, cache), model_file, key=key, path=path)
+    name, buffer = _read(model_file, key, path)
+    with _parsing(name):
+        return xgboost.Booster(params, cache, buffer)
 
 
 def load_model(
@@ -62,21 +65,32 @@ def load_model(
         StrongroomError: the model cannot be opened, is not authentic, or is no UBJSON or JSON.
         XGBoostError, TypeError: as XGBoost's own loader raises them.
     """
-    with opened(fname, key) as source:
-        name = _pick(source, path)
+    name, buffer = _read(fname, key, path)
+    with _parsing(name):
+        model.load_model(buffer)  # type: ignore[attr-defined]  # XGBoost's classes have no types here
+    return model
+
+
+def _read(fname: ModelSource, key: KeySource | None, path: str | None) -> tuple[str, bytearray]:
+    with opened(fname, key) as model:
+        name = _pick(model, path)
         # XGBoost takes nothing else: no bytes, no memoryview, and of a path it wants the real one.
-        buffer = bytearray(source.files[name].size)
-        source.read_into(name, buffer)
+        buffer = bytearray(model.files[name].size)
+        model.read_into(name, buffer)
     # An empty buffer aborts the process (3.2).
     if not buffer.startswith(b"{"):
         raise _not_a_model(name)
+    return name, buffer
+
+
+@contextmanager
+def _parsing(name: str) -> Iterator[None]:
     try:
-        model.load_model(buffer)  # type: ignore[attr-defined]  # XGBoost's classes have no types here
+        yield
     except XGBoostError as error:
         if _QUOTES not in str(error):
             raise
         raise _not_a_model(name) from None
-    return model
 
 
 def _pick(model: SealedModel, path: str | None) -> str:
