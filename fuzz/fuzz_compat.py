@@ -2,6 +2,7 @@
 
 import base64
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 import atheris
@@ -14,6 +15,11 @@ with atheris.instrument_imports(include=["strongroom", "json"]):
     from strongroom.crypto.secret import SecretBytes
     from strongroom.errors import InvalidKey, StrongroomError, UsageError
     from strongroom.testing.memory import BytesSource
+
+    KINDS: dict[str, type[Codec]] = {}
+    for name in CODECS:
+        with suppress(ImportError, StrongroomError):
+            KINDS[name] = codec(name)
 
 AUTHENTICATED = {"model-cryptor", "gramine", "kserve-jwe", "paddle-cipher"}
 PLAINTEXTS = [b"", b"model", bytes(range(256)) * 20]
@@ -58,11 +64,7 @@ class Output:
 def makers() -> list[Callable[[], Codec]]:
     """Every codec whose packages are here, with its key and each of its options."""
     found: list[Callable[[], Codec]] = []
-    for name in CODECS:
-        try:
-            kind = codec(name)
-        except (ImportError, StrongroomError):
-            continue
+    for name, kind in KINDS.items():
         for options in OPTIONS.get(name, [{}]):
             for key in KEYS:
                 make = partial(make_codec, kind, key, options)
