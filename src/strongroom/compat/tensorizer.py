@@ -1,0 +1,242 @@
+"""CoreWeave's tensorizer, encrypted: read by its own package, and sealed as a safetensors file.
+
+Each tensor is encrypted in chunks with XSalsa20-Poly1305 (libsodium's secretbox), under one key for the
+file; a passphrase is stretched to one with Argon2id.
+
+What the format does not protect: names, shapes, dtypes, the order and number of tensors. Tensors of one
+file can be exchanged, left out, or be put together from several files of one key. SHA-256 and CRC32 in
+the file find accidents in all of it, and are checked; anybody can compute them anew. A tensor that the
+file says is empty of data (``meta``) would load as zeros, without a key: it is refused.
+
+What a passphrase costs to stretch is said by the file, which can make it any amount of time and memory.
+
+Tensors are decrypted in groups of 256 MiB, or one that is larger, and not before the file is complete as
+far as its index says. Nested names (of lists and mappings) are joined with dots. The order is that of
+safetensors, larger elements first.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, TypeVar
+
+from strongroom.compat.base import Codec, PlainFile, Write
+from strongroom.compat.safetensors_stream import CODES, TensorInfo, aligned, header, raw_bytes
+from strongroom.compat.source_file import SourceFile
+from strongroom.crypto.secret import SecretBytes, wipe_bytes
+from strongroom.errors import (
+    ForeignTampered,
+    FormatError,
+    InvalidKey,
+    StrongroomError,
+    UsageError,
+)
+from strongroom.model.storage import Source
+
+try:
+    import numpy
+    from tensorizer import DecryptionParams, TensorDeserializer
+    from tensorizer.serialization import CryptographyError, HashMismatchError
+except ModuleNotFoundError as error:
+    if error.name not in ("tensorizer", "numpy", "torch"):
+        raise
+    raise UsageError(
+        "Reading tensorizer's files needs packages that are not installed.",
+        hint="pip install tensorizer",
+    ) from None
+
+__all__ = ["TensorizerCodec"]
+
+_MAGIC: Final = b"|TZR|"
+_SUFFIXES: Final = (".tensors", ".tensorizer")
+_KEY: Final = 32
+_GROUP: Final = 256 << 20
+_END: Final = 8  # a header of length 0
+_Name = str | tuple[str | int, ...]
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor of the index: as tensorizer names it, and as it will be written."""
+
+    name: _Name
+    info: TensorInfo
+
+
+class TensorizerCodec(Codec):
+    """Files of tensorizer that are encrypted."""
+
+    name = "tensorizer"
+    title = "tensorizer, encrypted (.tensors); becomes a safetensors file"
+    unprotected = (
+        "Names, shapes and dtypes are not authentic, nor which tensors there are: they can be exchanged, "
+        "renamed, or left out."
+    )
+    options: ClassVar[Mapping[str, str]] = {
+        "passphrase": "true: the key file holds a passphrase (EncryptionParams.from_string), not a key"
+    }
+
+    def __init__(self, key: SecretBytes | None, options: Mapping[str, str] | None = None) -> None:
+        super().__init__(key, options)
+        assert key is not None
+        given = self.given.get("passphrase", "false")
+        if given not in ("true", "false"):
+            raise UsageError(f"passphrase is true or false, not {given}.")
+        self._is_passphrase = given == "true"
+        size = len(key)
+        if key.buffer[-1] == ord("\n") and (self._is_passphrase or size == _KEY + 1):
+            size -= 1
+        if size == 0 or not (self._is_passphrase or size == _KEY):
+            raise InvalidKey(
+                "This is not a key of tensorizer: 32 raw bytes.",
+                hint="They are EncryptionParams.key; for a passphrase: passphrase=true.",
+            )
+        self._key = SecretBytes(key.buffer[:size])
+        try:
+            DecryptionParams.from_key(bytes(_KEY))
+        except RuntimeError:
+            raise UsageError(
+                "tensorizer decrypts with libsodium, which is not installed.",
+                hint="apt-get install libsodium23",
+            ) from None
+
+    def recognises(self, path: str, head: bytes) -> bool:
+        return head.startswith(_MAGIC)
+
+    def plain_path(self, path: str) -> str:
+        stem, suffix = posixpath.splitext(path)
+        return (stem if suffix in _SUFFIXES else path) + ".safetensors"
+
+    def decrypt(self, source: Source, path: str) -> Sequence[PlainFile]:
+        head = bytearray(min(len(_MAGIC), source.size))
+        source.read_into(0, memoryview(head))
+        if head != _MAGIC:
+            raise FormatError(f"{source.name} is not a file of tensorizer.")
+        return [PlainFile(self.plain_path(path), lambda write: self._decrypt(source, write))]
+
+    def _decrypt(self, source: Source, write: Write) -> None:
+        entries = self._use(source, None, lambda reader: _index(reader, source))
+        order = {info.name: number for number, info in enumerate(aligned(e.info for e in entries))}
+        entries.sort(key=lambda entry: order[entry.info.name])
+        write(header([entry.info for entry in entries], {"format": "pt"}))
+        for group in _groups(entries):
+            tensors = self._use(source, {entry.name for entry in group}, _tensors)
+            for entry in group:
+                tensor = tensors.pop(entry.name, None)
+                if tensor is None or _said_of(tensor) != (entry.info.code, entry.info.shape):
+                    raise ForeignTampered(
+                        f"{source.name} has been changed: its index and its tensors differ."
+                    )
+                write(raw_bytes(tensor))
+
+    def _use(self, source: Source, names: set[_Name] | None, use: Callable[[Any], _T]) -> _T:
+        """What ``use`` makes of tensorizer's reader of some tensors, or all; nothing is read yet."""
+        key = bytes(self._key.buffer)
+        opened = False
+        failed: StrongroomError
+        try:
+            made = DecryptionParams.from_string if self._is_passphrase else DecryptionParams.from_key
+            with TensorDeserializer(
+                SourceFile(source),
+                device="cpu",
+                filter_func=None if names is None else names.__contains__,
+                lazy_load=True,
+                num_readers=1,
+                verify_hash=True,
+                encryption=made(key),
+            ) as reader:
+                opened = True
+                return use(reader)
+        except StrongroomError:
+            raise
+        except (CryptographyError, HashMismatchError):
+            failed = (
+                ForeignTampered(
+                    f"{source.name} does not authenticate: it was encrypted under another key, or it "
+                    "has been changed.",
+                    hint="Is it a key or a passphrase? The option passphrase says which.",
+                )
+                if opened
+                else FormatError(f"{source.name} is a file of tensorizer that is not encrypted.")
+            )
+        except Exception as error:  # damage ends in anything: assertions, struct.error, KeyError
+            failed = FormatError(
+                f"{source.name} is damaged: tensorizer cannot read it ({type(error).__name__}).",
+                hint="Fetch it again.",
+            )
+        finally:
+            wipe_bytes(key)
+        # Raised out here: what hangs on to tensorizer's errors are frames with the key.
+        raise failed
+
+
+def _tensors(reader: Any) -> dict[_Name, Any]:
+    return {name: tensor for _, _, name, tensor in reader.read_tensors()}
+
+
+def _said_of(tensor: Any) -> tuple[str | None, tuple[int, ...]]:
+    return CODES.get(str(tensor.dtype).removeprefix("torch.")), tuple(tensor.shape)
+
+
+def _index(reader: Any, source: Source) -> list[_Entry]:
+    """What the index of the file says, checked against its size.
+
+    Raises:
+        FormatError: it is damaged, or has what safetensors files cannot have.
+        ForeignTampered: it does not account for the whole file, or for a tensor's data.
+    """
+    found = []
+    end = 0
+    # There is no public way to learn shapes without reading every tensor (tensorizer 2.9 to 2.12).
+    for entry in reader._metadata.values():
+        name = entry.name.normalize_()
+        text = name if isinstance(name, str) else ".".join(map(str, name))
+        info = TensorInfo(text, _code_of(entry.dtype, text), tuple(map(int, entry.shape)))
+        if entry.data_length != info.size:
+            raise ForeignTampered(
+                f"The tensor {text} has {entry.data_length} bytes in the file, not {info.size}.",
+                hint="It is damaged, or was written without data (meta), which nobody can check.",
+            )
+        end = max(end, entry.data_offset + entry.data_length)
+        found.append(_Entry(name, info))
+    rest = bytearray(max(0, min(source.size - end, _END)))
+    source.read_into(min(end, source.size), memoryview(rest))
+    if end > source.size or source.size - end > _END or any(rest):
+        raise ForeignTampered(
+            f"{source.name} does not end where its last tensor does.",
+            hint="It is cut short, or there are tensors that its index does not name.",
+        )
+    return found
+
+
+def _code_of(dtype: str, name: str) -> str:
+    """The code of a dtype of the index: NumPy's, or behind a NUL torch's."""
+    code = None
+    of_numpy, _, of_torch = dtype.partition("\0")
+    if of_torch:
+        code = CODES.get(of_torch.removeprefix("torch."))
+    else:
+        try:
+            known = numpy.dtype(of_numpy)
+        except (TypeError, ValueError, SyntaxError):
+            known = numpy.dtype("V")
+        if known.byteorder in "<=|":
+            code = CODES.get(known.name)
+    if code is None:
+        raise FormatError(f"The tensor {name} has a dtype that safetensors files do not have.")
+    return code
+
+
+def _groups(entries: Sequence[_Entry]) -> Iterator[list[_Entry]]:
+    """Some tensors at a time."""
+    group: list[_Entry] = []
+    for entry in entries:
+        if group and sum(member.info.size for member in group) + entry.info.size > _GROUP:
+            yield group
+            group = []
+        group.append(entry)
+    if group:
+        yield group
