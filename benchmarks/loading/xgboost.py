@@ -81,7 +81,9 @@ def build(folder: Path, size: int) -> Path:
     forest["gbtree_model_param"]["num_trees"] = str(count)
     forest["iteration_indptr"] = list(range(count + 1))
     forest["tree_info"] = [0] * count
-    forest["trees"] = [one] * count
+    # XGBoost puts them where their number says.
+    before, _, after = one.partition(named("id") + encode(0))
+    forest["trees"] = [before + named("id") + encode(i) + after for i in range(count)]
     (folder / "m.ubj").write_bytes(encode(model))
     return folder / "m.ubj"
 
