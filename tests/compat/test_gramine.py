@@ -1,0 +1,526 @@
+"""Gramine's encrypted files: those of the real tool are read, and ours are what its specification says."""
+
+import hashlib
+import json
+import os
+import struct
+from pathlib import Path
+
+import gramine_reference as reference
+import pytest
+from foreign import (
+    BytesContent,
+    Collected,
+    decrypted,
+    encrypted,
+    memory_source,
+    peak_memory,
+    says_nothing,
+    secret,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from strongroom.compat.base import ForeignTampered
+from strongroom.compat.gramine import GramineCodec, parse_key
+from strongroom.compat.gramine_cipher import GroupEncryptor, NodeKeys
+from strongroom.compat.gramine_nodes import Metadata, metadata_key, node_count, normal_path
+from strongroom.compat.gramine_reader import GramineFile
+from strongroom.compat.gramine_writer import encrypt_group
+from strongroom.errors import FormatError, InvalidKey, SourceChanged, UnsupportedVersion, UsageError
+from strongroom.model.output import open_file_output
+from strongroom.model.parallel import for_each
+from strongroom.model.storage import LocalSource
+
+DATA = Path(__file__).parent / "data" / "gramine"
+VECTORS = json.loads((DATA / "manifest.json").read_text())["vectors"]
+KEY = (DATA / "wrap_key.bin").read_bytes()
+OTHER = bytes(range(16))
+NODE, HEAD, GROUP = 4096, 3072, 96 * 4096
+PATH = b"models/net.onnx"
+
+
+def gramine(key: bytes = KEY, **options: object) -> GramineCodec:
+    return GramineCodec(secret(key), {name: str(value) for name, value in options.items()})
+
+
+def plain(size: int) -> bytes:
+    return hashlib.shake_128(b"gramine").digest(size)
+
+
+def written(data, piece: int = 1 << 20, **options: object) -> bytes:
+    return encrypted(gramine(path=PATH.decode(), **options), data, piece)
+
+
+def read(file, request: int = 1 << 20, **options: object) -> bytes:
+    return decrypted(gramine(**options), file, request=request)["model.bin"]
+
+
+SIZES = [0, 1, 3071, 3072, 3073, 7168, 7169]
+SIZES += [HEAD + groups * GROUP + more for groups in (1, 2, 33) for more in (-1, 0, 1)]
+"""Around the ends of the metadata node, of a data node, of a group, and of the MHT nodes below the root."""
+
+
+# What the real tools wrote
+
+
+@pytest.mark.parametrize("vector", VECTORS, ids=lambda vector: vector["file"])
+def test_files_of_the_real_tools_are_read(vector):
+    file = (DATA / vector["file"]).read_bytes()
+    expected = hashlib.shake_128(b"gramine-pf-vector:" + vector["label"].encode()).digest(
+        vector["size"]
+    )
+    found = read(file, path=vector["bound_path"])
+    assert found == expected
+    assert hashlib.sha256(found).hexdigest() == vector["plaintext_sha256"]
+    opened = GramineFile(memory_source(file), secret(KEY))
+    assert (opened.version, opened.size) == (vector["version"], vector["size"])
+    assert opened.path == vector["bound_path"].encode()
+    with pytest.raises(ForeignTampered):
+        read(file, key=OTHER)
+
+
+def test_metadata_key():
+    assert metadata_key(secret(bytes(range(16))), bytes(range(32))).buffer == bytes.fromhex(
+        "7e3e7a45536f547642ad61473eba1173"
+    )
+    assert metadata_key(secret(bytes(range(16))), b"\x11" * 32).buffer == bytes.fromhex(
+        "b3bea14e46d6ce03145b9d16f16556d7"
+    )
+
+
+@pytest.mark.parametrize(
+    ("version", "data", "digest"),
+    [
+        (1, b"hello gramine", "8fb90b3f4c408d3433c6323f2020c8fcd1a98c738614e5dc36df9822ffb8adaa"),
+        (2, b"hello gramine", "fdbc982fff3b201ce780e846231db32d6755dba4fa76b512c1183c836887c193"),
+        (1, None, "d894a5f915792d76893fea6f151e5d7751663a9672e3ab49b19275694f1f6e78"),
+        (2, None, "118cc1d918b4492faa4fafbb1edade0cc12e024f2bacca41fc672a3e4d9a40a5"),
+    ],
+)
+def test_known_bytes_of_what_is_written(version, data, digest):
+    data = data or bytes(i % 251 for i in range(10_000))
+    keys = [hashlib.sha256(name).digest()[:16] for name in (b"k3", b"k1", b"k2")]
+    nodes, root = b"", bytes(32)
+    if len(data) > HEAD:
+        encryptor = GroupEncryptor()
+        encryptor.plaintext[: len(data) - HEAD] = data[HEAD:]
+        sealed, tag = encrypt_group(encryptor, keys, len(data) - HEAD, True)
+        nodes, root = bytes(sealed), keys[0] + tag
+    head = data[:HEAD].ljust(HEAD, b"\0")
+    metadata = Metadata(b"/models/m.pb", len(data), root, head)
+    file = metadata.seal(secret(bytes(range(16))), version, b"\x11" * 32) + nodes
+    assert hashlib.sha256(file).hexdigest() == digest
+
+
+# Round trips
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_written_is_as_specified(size, version):
+    file = written(plain(size), version=version)
+    assert file[8] == version
+    assert len(file) == node_count(size) * NODE
+    assert reference.unseal(KEY, file) == (PATH, plain(size))
+
+
+@pytest.mark.parametrize("version", [1, 2])
+@pytest.mark.parametrize("size", SIZES)
+def test_what_is_specified_is_read(size, version):
+    file = reference.seal(KEY, PATH, plain(size), version)
+    assert read(file, path=PATH.decode()) == plain(size)
+
+
+@given(
+    size=st.one_of(
+        st.integers(0, 20_000),
+        st.builds(
+            lambda groups, more: HEAD + groups * GROUP + more, st.integers(1, 4), st.integers(-2, 2)
+        ),
+    ),
+    piece=st.sampled_from([1000, 4096, 100_003, 1 << 20]),
+    request=st.sampled_from([1, 1 << 20, 1 << 22]),
+    version=st.sampled_from([1, 2]),
+)
+def test_round_trip(size, piece, request, version):
+    data = plain(size)
+    assert read(written(data, piece, version=version), request) == data
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_round_trip_through_local_files(tmp_path, size):
+    place = tmp_path / "net.onnx"
+    output = open_file_output(place, overwrite=False, private=False)
+    gramine(path=PATH.decode()).encrypt(BytesContent(plain(size), 70_001), str(place), output)
+    output.commit()
+    assert reference.unseal(KEY, place.read_bytes()) == (PATH, plain(size))
+    source, pieces = LocalSource(place), Collected()
+    gramine().decrypt(source, "net.onnx")[0].copy_to(pieces.write)
+    source.close()
+    assert pieces.data == plain(size)
+
+
+def test_no_node_key_is_used_twice():
+    keys = NodeKeys(secret(bytes(32)))
+    found = [key for group in (0, 1, 2, 1 << 40) for key in keys.of_group(group)]
+    assert len(found) == 4 * 97 == len(set(found))
+    assert {len(key) for key in found} == {16}
+    data = plain(10_000)
+    one, other = written(data), written(data)
+    assert one[10:42] != other[10:42]
+    assert all(one[at : at + NODE] != other[at : at + NODE] for at in range(0, len(one), NODE))
+
+
+def test_node_keys_outlive_whoever_made_their_seed():
+    """A seed that was collected too early would be zeros, and known to all."""
+    zeros = NodeKeys(secret(bytes(32))).of_group(0)
+    keys = NodeKeys(secret(os.urandom(32)))
+    assert keys.of_group(0) == keys.of_group(0) != zeros
+
+
+class Changing(BytesContent):
+    """Content that is another the second time."""
+
+    first = True
+
+    def copy_to(self, write, progress=None) -> None:
+        data = bytes(self._data) if self.first else bytes(self._data)[::-1]
+        self.first = False
+        write(data)
+
+
+def test_content_that_changes_is_not_encrypted_under_the_same_keys(collected):
+    data = plain(HEAD + GROUP)
+    with pytest.raises(SourceChanged):
+        gramine(path="p").encrypt(Changing(data), "p", collected)
+    assert len(collected.data) == NODE, "nothing but the metadata node has gone out"
+
+
+@pytest.mark.parametrize("more", [-1, 1])
+def test_content_of_another_size_than_it_says(collected, more):
+    content = BytesContent(plain(10_000))
+    content.size = 10_000
+    content._data = memoryview(plain(10_000 + more))
+    content.copy_to = lambda write, progress=None: write(content._data)
+    with pytest.raises(SourceChanged):
+        gramine(path="p").encrypt(content, "p", collected)
+
+
+# Random access
+
+
+RANDOM_ACCESS = plain(HEAD + 34 * GROUP + 5000)
+RANDOM_ACCESS_FILE = reference.seal(KEY, PATH, RANDOM_ACCESS)
+
+
+@given(offset=st.integers(0, len(RANDOM_ACCESS) + 10), size=st.integers(0, 2 * GROUP))
+def test_any_range_is_read(offset, size):
+    opened = GramineFile(memory_source(RANDOM_ACCESS_FILE), secret(KEY))
+    out = memoryview(bytearray(size))
+    count = opened.read_into(out, offset)
+    assert out[:count] == RANDOM_ACCESS[offset : offset + size]
+    assert count == len(RANDOM_ACCESS[offset : offset + size])
+
+
+def test_ranges_are_read_from_several_threads():
+    opened = GramineFile(memory_source(RANDOM_ACCESS_FILE), secret(KEY))
+    out = memoryview(bytearray(opened.size))
+    each = 300_007
+
+    def part(number: int) -> None:
+        opened.read_into(out[number * each : (number + 1) * each], number * each)
+
+    for_each(-(-opened.size // each), part, 8)
+    assert out == RANDOM_ACCESS
+    opened.check()
+    opened.close()
+
+
+def test_a_range_needs_few_nodes():
+    source = memory_source(RANDOM_ACCESS_FILE)
+    requests = []
+    read_into = source.read_into
+    source.read_into = lambda offset, out: (requests.append(len(out)), read_into(offset, out))
+    opened = GramineFile(source, secret(KEY))
+    out = memoryview(bytearray(100))
+    opened.read_into(out, HEAD + 33 * GROUP + 100)
+    assert requests == [NODE] * 5, "metadata, MHT nodes 33, 1 and 0, and the data node"
+    opened.read_into(out, HEAD + 33 * GROUP + 100 + NODE)
+    assert requests[5:] == [NODE]
+
+
+# What was changed is found
+
+
+SMALL = plain(HEAD + 2 * NODE)
+SMALL_FILE = reference.seal(KEY, PATH, SMALL)
+
+
+def test_every_changed_byte_is_found():
+    for place in [*range(3943), *range(NODE, len(SMALL_FILE), 61), len(SMALL_FILE) - 1]:
+        changed = bytearray(SMALL_FILE)
+        changed[place] ^= 1 << place % 8
+        if place in (9, 58):  # the minor version; flags, of which the first bit is for recovery
+            continue
+        with pytest.raises((ForeignTampered, FormatError)) as caught:
+            read(changed)
+        assert says_nothing(caught.value, KEY, SMALL[:16])
+
+
+def test_every_bit_of_the_header_is_looked_at():
+    for place in range(10):
+        for bit in range(8):
+            changed = bytearray(SMALL_FILE)
+            changed[place] ^= 1 << bit
+            if place == 9:
+                assert read(changed) == SMALL
+            else:
+                with pytest.raises((ForeignTampered, FormatError)):
+                    read(changed)
+
+
+def test_padding_and_unknown_flags_mean_nothing():
+    changed = bytearray(SMALL_FILE)
+    changed[58] = 0xFE
+    changed[3943:4096] = bytes(153 * [7])
+    assert read(changed) == SMALL
+
+
+def test_every_truncation_is_found():
+    file = reference.seal(KEY, PATH, plain(HEAD + GROUP + NODE + 1))
+    for size in [*range(0, len(file), NODE), *range(1, len(file), 40_009), len(file) - 1]:
+        with pytest.raises((ForeignTampered, FormatError)):
+            read(file[:size])
+
+
+def test_a_version_that_is_not_known():
+    changed = bytearray(SMALL_FILE)
+    changed[8] = 3
+    with pytest.raises(UnsupportedVersion):
+        read(changed)
+
+
+def test_moved_file_is_found_when_its_path_is_given():
+    assert read(SMALL_FILE, path="models//x/../net.onnx") == SMALL
+    for path in ("models/other.onnx", "net.onnx", "/models/net.onnx", "models/net.onn"):
+        with pytest.raises(ForeignTampered, match="bound to the path 'models/net.onnx'"):
+            read(SMALL_FILE, path=path)
+    assert read(SMALL_FILE) == SMALL, "without a path any is taken, as the docs say"
+
+
+def swapped(file: bytes, one: int, other: int) -> bytes:
+    nodes = [file[at : at + NODE] for at in range(0, len(file), NODE)]
+    nodes[one], nodes[other] = nodes[other], nodes[one]
+    return b"".join(nodes)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"), [(2, 3), (2, 97), (1, 98), (1, 2), (2, 99), (98, 195), (0, 1)]
+)
+def test_swapped_nodes_of_a_file_are_found(one, other):
+    file = reference.seal(KEY, PATH, plain(HEAD + 3 * GROUP))
+    with pytest.raises((ForeignTampered, FormatError)):
+        read(swapped(file, one, other))
+
+
+@pytest.mark.parametrize("node", [0, 1, 2, 97, 98, 99])
+def test_nodes_of_another_file_under_the_same_wrap_key_are_found(node):
+    one = reference.seal(KEY, PATH, plain(HEAD + 2 * GROUP))
+    other = reference.seal(KEY, PATH, plain(HEAD + 2 * GROUP))
+    at = node * NODE
+    with pytest.raises(ForeignTampered):
+        read(one[:at] + other[at : at + NODE] + one[at + NODE :])
+
+
+def test_rollback_is_not_found_and_that_is_said():
+    older, newer = (reference.seal(KEY, PATH, data) for data in (b"older", b"newer"))
+    assert read(newer, path=PATH.decode()) == b"newer"
+    assert read(older, path=PATH.decode()) == b"older"
+    assert "older version" in GramineCodec.unprotected
+    assert "rollback" in GramineCodec.unprotected
+
+
+# Stale nodes are never trusted
+
+
+@pytest.mark.parametrize("size", [0, 5, HEAD, HEAD + 1, 5000, HEAD + GROUP, HEAD + GROUP + 1])
+def test_stale_nodes_of_a_shortened_file_are_not_read(size):
+    """The rest of the head, of the last node, of the MHT nodes, and nodes behind the end."""
+    longer = plain(HEAD + 3 * GROUP)
+    file = reference.seal(KEY, PATH, longer, size=size)
+    assert read(file) == longer[:size]
+    assert read(file[: node_count(size) * NODE]) == longer[:size]
+    garbage = file[: node_count(size) * NODE] + bytes(os.urandom(NODE))
+    assert read(garbage) == longer[:size]
+    out = memoryview(bytearray(10))
+    assert GramineFile(memory_source(file), secret(KEY)).read_into(out, size) == 0
+
+
+def test_stale_nodes_are_not_taken_for_the_end():
+    """Over a longer file a shorter one was written; what is left over is no part of it."""
+    old = reference.seal(KEY, PATH, plain(HEAD + 2 * GROUP))
+    new = reference.seal(KEY, PATH, plain(HEAD + NODE))
+    assert read(new + old[len(new) :]) == plain(HEAD + NODE)
+    changed = bytearray(new + old[len(new) :])
+    changed[2 * NODE] ^= 1
+    with pytest.raises(ForeignTampered):
+        read(changed)
+
+
+# Hostile, though authentic
+
+
+@pytest.mark.parametrize("size", [HEAD + 1, 1 << 40, 1 << 63, (1 << 64) - 1])
+def test_a_size_beyond_the_file_is_refused_before_anything_is_allocated(size):
+    file = reference.metadata_node(KEY, PATH, size, bytes(32), b"")
+    with pytest.raises(ForeignTampered, match="cut short"):
+        gramine().decrypt(memory_source(file), "m")
+
+
+def test_a_path_without_end():
+    file = reference.metadata_node(KEY, b"x" * 772, 0, bytes(32), b"")
+    with pytest.raises(FormatError, match="no end"):
+        gramine().decrypt(memory_source(file), "m")
+
+
+def test_a_path_that_is_not_text():
+    file = reference.seal(KEY, b"\xff\x1b[31m", b"data")
+    assert read(file) == b"data"
+    with pytest.raises(ForeignTampered) as caught:
+        read(file, path="x")
+    assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    "file", [b"", b"x", bytes(NODE), b"GRAFS_PF", bytes(NODE + 1), b"<html>" * 4096]
+)
+def test_what_is_no_such_file(file):
+    with pytest.raises(FormatError):
+        read(file)
+
+
+@given(data=st.binary(max_size=3 * NODE))
+def test_any_bytes_are_refused(data):
+    whole = data.ljust(-(-max(1, len(data)) // NODE) * NODE, b"\0")
+    for file in (data, whole, b"GRAFS_PF\2" + whole[9:], b"GRAFS_PF\1" + whole[9:]):
+        with pytest.raises((FormatError, ForeignTampered)):
+            read(file)
+
+
+@given(
+    path=st.binary(max_size=771),
+    size=st.one_of(st.integers(0, 20_000), st.integers(0, (1 << 64) - 1)),
+    root=st.binary(min_size=32, max_size=32),
+    head=st.binary(max_size=100),
+    rest=st.integers(0, 5),
+)
+def test_any_authentic_metadata_is_read_or_refused(path, size, root, head, rest):
+    file = reference.metadata_node(KEY, path, size, root, head) + bytes(rest * NODE)
+    try:
+        found = read(file)
+    except (FormatError, ForeignTampered):
+        return
+    assert found == head.ljust(HEAD, b"\0")[:size]
+
+
+# Keys, options, paths
+
+
+def test_keys():
+    for content in (KEY, KEY + b"\n", KEY.hex().encode(), KEY.hex().upper().encode() + b"\n"):
+        assert parse_key(secret(content)).buffer == KEY
+    ends_in_newline = KEY[:15] + b"\n"
+    assert parse_key(secret(ends_in_newline)).buffer == ends_in_newline
+
+
+@pytest.mark.parametrize(
+    "content", [b"x", KEY[:15], KEY + b"x", KEY * 2, b"g" * 32, KEY.hex().encode() + b"00"]
+)
+def test_keys_that_are_none(content):
+    with pytest.raises(InvalidKey) as caught:
+        gramine(content)
+    assert says_nothing(caught.value, KEY)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"version": "3"},
+        {"version": "0"},
+        {"processes": "0"},
+        {"processes": "-1"},
+        {"processes": "9" * 5000},
+        {"path": ""},
+        {"path": "."},
+        {"path": "a/.."},
+        {"path": "a\0b"},
+        {"path": "x" * 772},
+        {"mode": "gcm"},
+    ],
+)
+def test_options_that_are_none(options):
+    with pytest.raises(UsageError):
+        gramine(**options)
+
+
+@pytest.mark.parametrize(
+    ("path", "normal"),
+    [
+        ("a", "a"),
+        ("a/b/", "a/b"),
+        ("./a//b/./c", "a/b/c"),
+        ("/a/../../b", "/b"),
+        ("../a", "../a"),
+        ("../../a/..", "../.."),
+        ("a/../../b", "../b"),
+        ("/", "/"),
+        ("/..", "/"),
+        ("a/..", ""),
+        ("größe/…", "größe/…"),
+        ("..a/b..", "..a/b.."),
+    ],
+)
+def test_paths_are_normalised_as_gramine_does(path, normal):
+    assert normal_path(path.encode()) == normal.encode()
+
+
+def test_the_destination_is_embedded_as_it_was_written(collected):
+    gramine().encrypt(BytesContent(b"data"), "out/./x//net.onnx", collected)
+    assert reference.unseal(KEY, collected.data) == (b"out/x/net.onnx", b"data")
+
+
+def test_the_longest_path(collected):
+    gramine().encrypt(BytesContent(b""), "x/" + "y" * 769, collected)
+    assert len(reference.unseal(KEY, collected.data)[0]) == 771
+    with pytest.raises(UsageError, match="too long"):
+        gramine().encrypt(BytesContent(b""), "x/" + "y" * 770, collected)
+    with pytest.raises(UsageError, match="too long"):
+        gramine().encrypt(BytesContent(b""), "é" * 386, collected)
+
+
+@pytest.mark.parametrize("destination", ["-", "s3://bucket/net.onnx"])
+def test_a_destination_without_a_path_needs_one(collected, destination):
+    with pytest.raises(UsageError, match="path"):
+        gramine().encrypt(BytesContent(b""), destination, collected)
+    gramine(path="p").encrypt(BytesContent(b""), destination, collected)
+    assert reference.unseal(KEY, collected.data) == (b"p", b"")
+
+
+def test_recognised_by_its_magic():
+    assert gramine().recognises("net.onnx", SMALL_FILE[:64])
+    assert not gramine().recognises("net.onnx", b"\x08\x07" * 32)
+    assert not gramine().recognises("net.onnx", b"")
+
+
+def test_sizes_in_the_metadata_are_little_endian():
+    key = metadata_key(secret(KEY), SMALL_FILE[10:42])
+    assert struct.pack("<Q", len(SMALL)) not in SMALL_FILE
+    assert Metadata.open(SMALL_FILE[:NODE], secret(KEY), "m")[0].size == len(SMALL)
+    assert len(key) == 16
+
+
+def test_big_files_in_constant_memory(tmp_path):
+    place = tmp_path / "f"
+    assert peak_memory("big_files", "both_ways", "gramine", KEY.hex(), place, 255) < 48 << 20
+    assert os.path.getsize(place) == node_count(255 << 20) * NODE
