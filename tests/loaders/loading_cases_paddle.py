@@ -12,10 +12,13 @@ COUNT = 8
 
 
 def imported():
-    """The module ``paddle``, whose import warns where ccache is not installed."""
+    """The module ``paddle``, whose import warns where ccache is not installed.
+
+    By the loader, since it ends the process if TensorFlow has been imported before.
+    """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "No ccache found", UserWarning)
-        import paddle
+        from strongroom.loaders.paddle import paddle
     return paddle
 
 

@@ -1,4 +1,5 @@
 import collections
+import importlib.util
 import os
 import pickle
 import subprocess
@@ -589,3 +590,31 @@ except ImportError as error:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
     assert done.stdout.split(maxsplit=1)[0] == MissingExtra.__name__
     assert "strongroom[paddle]" in done.stdout
+
+
+AFTER_TENSORFLOW = """
+import sys
+import tensorflow
+flags = sys.getdlopenflags()
+from strongroom.loaders import paddle as loader
+assert sys.getdlopenflags() == flags
+predictor = loader.create_predictor(sys.argv[1])
+entry = predictor.get_input_handle(predictor.get_input_names()[0])
+entry.copy_from_cpu(loader.paddle.ones([1, 3, 32, 32]).numpy())
+predictor.run()
+print(tensorflow.ones([2]).numpy().sum())
+"""
+
+
+def test_in_a_process_with_tensorflow(saved, seal):
+    """Imported as it is, Paddle 3.3 ends a process that has imported TensorFlow 2.21."""
+    if importlib.util.find_spec("tensorflow") is None:
+        pytest.skip("TensorFlow is not installed")
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", AFTER_TENSORFLOW, seal(saved)],
+        env=os.environ | {"STRONGROOM_KEY": "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8="},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert done.stdout.endswith("2.0\n")

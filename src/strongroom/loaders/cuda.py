@@ -62,7 +62,7 @@ def require_driver(what: str, cuda: int = 0) -> None:
 
 
 def cuda_of(package: str) -> int:
-    """The major version of CUDA that the bindings of TensorRT in ``package`` are built for; 0 if it does not say."""
+    """The major version of CUDA that TensorRT's bindings in ``package`` are built for; 0 if unknown."""
     for major in range(11, 20):
         try:
             metadata.distribution(f"{package}_cu{major}_bindings")

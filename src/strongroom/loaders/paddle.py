@@ -10,6 +10,7 @@ import io
 import os
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
@@ -23,11 +24,17 @@ from strongroom.model.memory_directory import memory_directory
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
 
+_DLOPEN_FLAGS: Final = sys.getdlopenflags()
+if "tensorflow" in sys.modules and "paddle" not in sys.modules:
+    # Of symbols that both have Paddle would find TensorFlow's, and end the process (3.3 after 2.21).
+    sys.setdlopenflags(_DLOPEN_FLAGS | os.RTLD_DEEPBIND)
 try:
     import paddle
     from paddle import inference
 except ModuleNotFoundError as error:
     raise extra_for(error, "paddle", "Loading PaddlePaddle models", "paddle") from None
+finally:
+    sys.setdlopenflags(_DLOPEN_FLAGS)
 
 __all__ = ["create_predictor", "jit_load", "load"]
 
