@@ -1,24 +1,29 @@
 """Keras 3 models: ``.keras`` archives, unzipped ``.keras`` folders, the older HDF5 files, and weights alone.
 
-Keras itself takes whole models from paths only, and would write parts of an archive with assets to the
-directory for temporary files. So it is given a private directory in memory (``/dev/shm``): the configuration
-and the assets lie in it, and under the names of the weights it has links to memory files.
+Keras reads single files through file objects that decrypt. What it takes from directories only (unzipped
+models, shards, archives with assets, which it would unpack among the temporary files) lies in a private
+directory in memory, ``/dev/shm``, while it is loaded. Links to memory files will not do: HDF5 looks where
+a link leads to.
 """
 
 from __future__ import annotations
 
+import importlib
+import inspect
+import io
 import json
+import mmap
 import os
 import posixpath
 import shutil
 import struct
 import zipfile
-from contextlib import ExitStack
+from collections.abc import Mapping
 from typing import Any, Final
 
-from strongroom.errors import NotFound, UsageError
-from strongroom.loaders.source import ModelSource, extra_for, opened, pick
-from strongroom.model.memory import memory_file
+from strongroom.errors import NotFound, UsageError, os_errors
+from strongroom.loaders.source import ModelSource, archive_members, extra_for, opened, pick
+from strongroom.model.file import SealedFile
 from strongroom.model.memory_directory import memory_directory, place_files
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
@@ -33,15 +38,17 @@ except ModuleNotFoundError as error:
 __all__ = ["load_model", "load_weights"]
 
 _CONFIG: Final = "config.json"
-_WEIGHTS: Final = ("model.weights.h5", "model.weights.npz")
+_WEIGHTS: Final = "model.weights.h5"
 _WEIGHTS_SUFFIXES: Final = (".weights.json", ".h5", ".hdf5", ".keras")
+_WITHOUT_ASSETS: Final = 3
+# Files in an archive: configuration, metadata, weights. Keras looks for assets if there are more.
 _ZIP: Final = b"PK\3\4"
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
 _MAX_EXPANSION: Final = 100
 _EXPANSION_FLOOR: Final = 256 << 20
-# Keras stores members as they are, and refuses archives that expand further than this.
+# Keras refuses to unpack what expands further than this; it writes archives uncompressed.
 _LOCAL_HEADER: Final = 30
-# Bytes in front of a member's name, whose length and that of the extra field are the last four.
+# Bytes in front of a member's name; the last four are the lengths of the name and the extra field.
 _PIECE: Final = 4 << 20
 
 
@@ -56,7 +63,8 @@ def load_model(
 ) -> Any:
     """``keras.saving.load_model`` from a sealed model, with the backend that Keras has here.
 
-    While it loads there are two copies of the weights, afterwards one.
+    While a ``.keras`` archive is loaded there are two copies of the weights; of an HDF5 file, one and
+    the largest weight.
 
     Args:
         filepath: the place of a sealed file or directory, or an open model.
@@ -64,14 +72,25 @@ def load_model(
         path: the file, or the folder of an unzipped model, if there are several.
 
     Raises:
-        StrongroomError: the model cannot be opened, or is not authentic.
+        StrongroomError: the model cannot be opened, or is not authentic; ``/dev/shm`` has no room for one
+            with assets.
         UsageError: the file is no Keras model.
         ValueError: Keras refuses it, for instance a ``Lambda`` in ``safe_mode``.
     """
-    with opened(filepath, key) as model, ExitStack() as stack:
-        place = _place(stack, model, path)
-        return keras.saving.load_model(
-            place, custom_objects=custom_objects, compile=compile, safe_mode=safe_mode
+    options = {"custom_objects": custom_objects, "compile": compile, "safe_mode": safe_mode}
+    with opened(filepath, key) as model:
+        folder = f"{posixpath.normpath(path)}/" if path else ""
+        if path not in model.files and f"{folder}{_CONFIG}" in model.files:
+            return _load_folder(model, folder, options)
+        name = pick(model, path, (".keras", ".h5", ".hdf5"), "Keras")
+        head = _head(model, name)
+        if head == _ZIP:
+            return _load_archive(model, name, options)
+        if head == _HDF5:
+            return _load_hdf5(model, name, options)
+        raise UsageError(
+            f"{name} in {model.name} is no Keras model: neither a .keras archive nor HDF5.",
+            hint="A SavedModel is for loaders.tensorflow.saved_model_load.",
         )
 
 
@@ -86,7 +105,7 @@ def load_weights(
 ) -> None:
     """``model.load_weights`` from a sealed ``.weights.h5``, its shards, ``.keras`` or older ``.h5`` file.
 
-    While it loads there are two copies of the weights, afterwards one.
+    While it loads there are two copies of the weights.
 
     Args:
         model: a Keras model that is built.
@@ -99,53 +118,65 @@ def load_weights(
         UsageError: the file is none of these.
         ValueError: the weights do not fit the model.
     """
-    with opened(filepath, key) as sealed, ExitStack() as stack:
+    with opened(filepath, key) as sealed:
         name = pick(sealed, path, _WEIGHTS_SUFFIXES, "Keras weights")
-        place = _place_weights(stack, sealed, name)
-        model.load_weights(place, skip_mismatch=skip_mismatch, **kwargs)
-
-
-def _place(stack: ExitStack, model: SealedModel, path: str | None) -> str:
-    """A path in memory that Keras loads the model from, as long as ``stack`` is open."""
-    directory = stack.enter_context(memory_directory())
-    folder = f"{posixpath.normpath(path)}/" if path else ""
-    if path not in model.files and f"{folder}{_CONFIG}" in model.files:
-        return _place_folder(stack, model, folder, directory)
-    name = pick(model, path, (".keras", ".h5", ".hdf5"), "Keras")
-    head = _head(model, name)
-    if head == _ZIP:
-        return _place_archive(stack, model, name, directory)
-    if head != _HDF5:
-        raise UsageError(
-            f"{name} in {model.name} is no Keras model: neither a .keras archive nor HDF5.",
-            hint="A SavedModel is for loaders.tensorflow.saved_model_load.",
-        )
-    with h5py.File(model.open(name), "r") as file:
-        if "model_config" not in file.attrs:
+        folder, base = posixpath.split(name)
+        start, size = 0, sealed.files[name].size
+        if _head(sealed, name) == _ZIP:
+            base = _WEIGHTS
+            start, size = _stored_weights(sealed, name)
+        elif not base.endswith(_WEIGHTS_SUFFIXES):
             raise UsageError(
-                f"{name} in {model.name} holds weights, and no model.",
-                hint="Build the model, and load them with load_weights.",
+                f"{name} has none of the names that Keras knows weights by: "
+                f"{', '.join(_WEIGHTS_SUFFIXES)}.",
+                hint="Seal it again from a file that is named so.",
             )
-    return _link(stack, model, name, os.path.join(directory, "model.h5"))
+        if base.endswith(".json"):
+            files = [name, *(posixpath.join(folder, shard) for shard in _shards(sealed, name))]
+            with memory_directory(sum(sealed.content(file).size for file in files)) as directory:
+                place_files(sealed, files, directory, folder)
+                place = os.path.join(directory, base)
+                model.load_weights(place, skip_mismatch=skip_mismatch, **kwargs)
+            return
+        with memory_directory() as directory:
+            file = _NamedFile(os.path.join(directory, base), size)
+            with file.getbuffer() as memory:
+                sealed.read_into(name, memory, start)
+            try:
+                model.load_weights(file, skip_mismatch=skip_mismatch, **kwargs)
+                return
+            except Exception:
+                if file.read_from:
+                    raise
+            # Keras 3.6 takes some kinds from paths only.
+            file.place_in_directory()
+            model.load_weights(str(file), skip_mismatch=skip_mismatch, **kwargs)
 
 
-def _place_weights(stack: ExitStack, model: SealedModel, name: str) -> str:
-    """A path in memory that Keras loads weights from; its name says their kind."""
-    directory = stack.enter_context(memory_directory())
-    if _head(model, name) == _ZIP:
-        return os.path.join(_place_archive(stack, model, name, directory), _WEIGHTS[0])
-    folder, base = posixpath.split(name)
-    if not base.endswith(_WEIGHTS_SUFFIXES):
-        raise UsageError(
-            f"{name} has none of the names that Keras knows weights by: {', '.join(_WEIGHTS_SUFFIXES)}.",
-            hint="Seal it again from a file that is named so.",
-        )
-    if not base.endswith(".json"):
-        return _link(stack, model, name, os.path.join(directory, base))
-    place_files(model, [name], directory, folder)
-    for shard in _shards(model, name):
-        _link(stack, model, posixpath.join(folder, shard), os.path.join(directory, shard))
-    return os.path.join(directory, base)
+class _NamedFile(io.BytesIO):
+    """A file in memory for code that asks ``str(filepath)`` for the kind of file.
+
+    Its name is a path in a private directory where nothing is: who opens that instead gets an error.
+    """
+
+    def __init__(self, place: str, size: int) -> None:
+        super().__init__()
+        if size:
+            super().seek(size - 1)
+            self.write(b"\0")
+        self._place = place
+        self.read_from = False
+
+    def __str__(self) -> str:
+        return self._place
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self.read_from = True
+        return super().seek(offset, whence)
+
+    def place_in_directory(self) -> None:
+        with os_errors(self._place), open(self._place, "xb") as file, self.getbuffer() as memory:
+            file.write(memory)
 
 
 def _head(model: SealedModel, name: str) -> bytes:
@@ -154,13 +185,120 @@ def _head(model: SealedModel, name: str) -> bytes:
     return _ZIP if head.startswith(_ZIP) else bytes(head)
 
 
-def _link(stack: ExitStack, model: SealedModel, name: str, place: str) -> str:
-    """A file of the model in a memory file, and a link to that in ``place``."""
-    size = model.content(name).size
-    memory, target = stack.enter_context(memory_file("weights", size))
-    model.read_into(name, memory)
-    os.symlink(target, place)
-    return place
+def _unpublished(module: str, function: str, options: Mapping[str, Any]) -> Any:
+    """A function of Keras that its public ones call, or None if it is not what it was (3.6 to 3.15)."""
+    try:
+        found = getattr(importlib.import_module(module), function)
+        parameters = inspect.signature(found).parameters
+    except (ImportError, AttributeError):
+        return None
+    return found if options.keys() <= parameters.keys() else None
+
+
+def _load_placed(model: SealedModel, name: str, base: str, options: Mapping[str, Any]) -> Any:
+    with memory_directory(model.files[name].size) as directory:
+        place_files(model, [name], directory, posixpath.dirname(name))
+        place = os.path.join(directory, base)
+        os.rename(os.path.join(directory, posixpath.basename(name)), place)
+        return keras.saving.load_model(place, **options)
+
+
+def _load_hdf5(model: SealedModel, name: str, options: Mapping[str, Any]) -> Any:
+    load = _unpublished("keras.src.legacy.saving.legacy_h5_format", "load_model_from_hdf5", options)
+    with h5py.File(model.open(name), "r") as file:
+        if "model_config" not in file.attrs:
+            raise UsageError(
+                f"{name} in {model.name} holds weights, and no model.",
+                hint="Build the model, and load them with load_weights.",
+            )
+        if load is not None:
+            return load(file, **options)
+    return _load_placed(model, name, "model.h5", options)
+
+
+def _load_folder(model: SealedModel, folder: str, options: Mapping[str, Any]) -> Any:
+    inside = [name for name in model.files if name.startswith(folder)]
+    if f"{folder}{_WEIGHTS}" not in inside:
+        raise NotFound(f"{model.name} has {folder}{_CONFIG} and no {_WEIGHTS} beside it.")
+    with memory_directory(sum(model.files[name].size for name in inside)) as directory:
+        place_files(model, inside, directory, folder)
+        return keras.saving.load_model(directory, **options)
+
+
+def _members(model: SealedModel, name: str) -> dict[str, zipfile.ZipInfo]:
+    """What is in a ``.keras`` archive."""
+    members = {member.filename: member for member in archive_members(model, name) or ()}
+    if not {_CONFIG, _WEIGHTS} <= members.keys():
+        raise UsageError(f"{name} in {model.name} is no archive of Keras, or a damaged one.")
+    for member in members.values():
+        if member.file_size > max(_EXPANSION_FLOOR, _MAX_EXPANSION * member.compress_size):
+            raise UsageError(f"{member.filename} in {name} expands too far; it is not loaded.")
+    return members
+
+
+def _load_archive(model: SealedModel, name: str, options: Mapping[str, Any]) -> Any:
+    members = _members(model, name)
+    if len(members) > _WITHOUT_ASSETS:
+        return _load_unzipped(model, name, members, options)
+    load = _unpublished("keras.src.saving.saving_lib", "_load_model_from_fileobj", options)
+    if load is None:
+        return _load_placed(model, name, "model.keras", options)
+    with memory_directory() as directory:
+        # Where Keras believes that memory is short, it unpacks the weights beside the file's name.
+        file = SealedFile(model.content(name), os.path.join(directory, "model.keras"))
+        return load(file, **options)
+
+
+def _load_unzipped(
+    model: SealedModel,
+    name: str,
+    members: Mapping[str, zipfile.ZipInfo],
+    options: Mapping[str, Any],
+) -> Any:
+    """Unzip an archive in memory, so that Keras does not do it on a disk."""
+    with (
+        memory_directory(sum(member.file_size for member in members.values())) as directory,
+        zipfile.ZipFile(model.open(name)) as archive,
+    ):
+        for member in members.values():
+            if member.filename == _WEIGHTS and member.file_size:
+                with open(os.path.join(directory, member.filename), "xb+") as file:
+                    _unzip(model, name, archive, member, file)
+            else:
+                archive.extract(member, directory)
+        return keras.saving.load_model(directory, **options)
+
+
+def _unzip(
+    model: SealedModel, name: str, archive: zipfile.ZipFile, member: zipfile.ZipInfo, file: io.IOBase
+) -> None:
+    if member.compress_type != zipfile.ZIP_STORED:
+        with archive.open(member) as compressed:
+            shutil.copyfileobj(compressed, file, _PIECE)
+        return
+    file.truncate(member.file_size)
+    with mmap.mmap(file.fileno(), member.file_size) as memory:
+        # What is authentic needs no check sum.
+        model.read_into(name, memory, _start(model, name, member))
+
+
+def _start(model: SealedModel, name: str, member: zipfile.ZipInfo) -> int:
+    """Where in the archive the bytes of a member begin."""
+    header = bytearray(_LOCAL_HEADER)
+    model.read_into(name, header, member.header_offset)
+    name_size, extra_size = struct.unpack_from("<2H", header, 26)
+    return member.header_offset + _LOCAL_HEADER + int(name_size) + int(extra_size)
+
+
+def _stored_weights(model: SealedModel, name: str) -> tuple[int, int]:
+    """Where in an archive the weights lie, and how many bytes they are."""
+    member = _members(model, name)[_WEIGHTS]
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise UsageError(
+            f"{name} in {model.name} has no uncompressed {_WEIGHTS}, which is what weights are taken from.",
+            hint="Load the whole model with load_model.",
+        )
+    return _start(model, name, member), member.file_size
 
 
 def _shards(model: SealedModel, index: str) -> list[str]:
@@ -175,44 +313,3 @@ def _shards(model: SealedModel, index: str) -> list[str]:
     except (ValueError, LookupError, TypeError, AttributeError):
         raise UsageError(f"{index} in {model.name} is no index of Keras weights.") from None
     return sorted(map(posixpath.basename, found))
-
-
-def _place_folder(stack: ExitStack, model: SealedModel, folder: str, directory: str) -> str:
-    """An unzipped model."""
-    inside = [name for name in model.files if name.startswith(folder)]
-    weights = [name for name in inside if name[len(folder) :] in _WEIGHTS]
-    if not weights:
-        raise NotFound(f"{model.name} has {folder}{_CONFIG} and no {_WEIGHTS[0]} beside it.")
-    place_files(model, [name for name in inside if name not in weights], directory, folder)
-    for name in weights:
-        _link(stack, model, name, os.path.join(directory, posixpath.basename(name)))
-    return directory
-
-
-def _place_archive(stack: ExitStack, model: SealedModel, name: str, directory: str) -> str:
-    """A ``.keras`` archive, unzipped."""
-    try:
-        archive = stack.enter_context(zipfile.ZipFile(model.open(name)))
-    except zipfile.BadZipFile:
-        raise UsageError(f"{name} in {model.name} is no archive, or a damaged one.") from None
-    members = {member.filename: member for member in archive.infolist()}
-    weights = next((members[found] for found in _WEIGHTS if found in members), None)
-    if weights is None or _CONFIG not in members:
-        raise UsageError(f"{name} in {model.name} is an archive, but not one of Keras.")
-    for member in members.values():
-        if member.file_size > max(_EXPANSION_FLOOR, _MAX_EXPANSION * member.compress_size):
-            raise UsageError(f"{member.filename} in {name} expands too far; it is not loaded.")
-        if member is not weights:
-            archive.extract(member, directory)
-    memory, target = stack.enter_context(memory_file("weights", weights.file_size))
-    if weights.compress_type == zipfile.ZIP_STORED:
-        # Straight to where it is needed; what has been authenticated needs no check sum.
-        header = bytearray(_LOCAL_HEADER)
-        model.read_into(name, header, weights.header_offset)
-        start = weights.header_offset + _LOCAL_HEADER + sum(struct.unpack_from("<2H", header, 26))
-        model.read_into(name, memory, start)
-    else:
-        with archive.open(weights) as compressed, open(target, "wb") as file:
-            shutil.copyfileobj(compressed, file, _PIECE)
-    os.symlink(target, os.path.join(directory, weights.filename))
-    return directory
