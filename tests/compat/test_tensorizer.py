@@ -10,7 +10,7 @@ import foreign
 import pytest
 import safetensors.torch
 import torch
-from tensorizer import EncryptionParams, TensorSerializer
+from tensorizer import DecryptionParams, EncryptionParams, TensorDeserializer, TensorSerializer
 
 from strongroom.compat import tensorizer as module
 from strongroom.compat.tensorizer import TensorizerCodec
@@ -68,7 +68,7 @@ def same(one, other):
 DTYPES = [
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.complex64),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool),
-    *(torch.float8_e4m3fn, torch.float8_e5m2, torch.float8_e8m0fnu),
+    *(torch.float8_e4m3fn, torch.float8_e5m2),
 ]
 
 
@@ -135,8 +135,6 @@ def test_passphrase(newline):
 
 def weak_key(data):
     """The key that the passphrase is stretched to, by the salt in the file."""
-    from tensorizer import DecryptionParams, TensorDeserializer
-
     seen = []
     real = TensorDeserializer._derive_encryption_key
 
@@ -178,16 +176,18 @@ def test_something_else(data):
         opened(data)
 
 
+SIZE = struct.pack("<Q", 160)
 STATE = {"a": torch.arange(40.0), "b": torch.arange(7, dtype=torch.uint8), "c": torch.ones(2, 3).half()}
 
 
 def test_every_byte():
     data = made(STATE)
-    start = data.index(struct.pack("<Q", 160)) - 40
-    positions = [n for n, byte in enumerate(data) if byte or n < 200 or n > len(data) - 700]
-    assert len(positions) > 800
+    size = (
+        data.rstrip(b"\0").rindex(bytes(1000)) + 1000
+    )  # the reserved space behind the index ends here
+    index = len(data[:200_000].rstrip(b"\0"))
     accepted = []
-    for position in positions:
+    for position in [*range(0, index, 2), *range(size - 8, len(data))]:
         changed = bytearray(data)
         changed[position] ^= 1
         try:
@@ -197,8 +197,8 @@ def test_every_byte():
         else:
             accepted.append(position)
             same(result, STATE)
-    # Sizes that nobody looks at, the reserved space behind the index.
-    assert len(accepted) < 200, (accepted, start)
+    # The same came out: what nobody looks at, such as the size of all and the reserved space.
+    assert len(accepted) < 100, accepted
 
 
 def test_truncations_and_what_follows():
@@ -223,10 +223,29 @@ def test_a_tensor_less_in_the_index():
 
 def test_a_tensor_emptied():
     """Without data a tensor would load as zeros, and no key would be asked for."""
+    data = made({"a": torch.ones(5), "b": torch.ones(40)})
+    index, header = data.index(SIZE), data.rindex(SIZE)
+    assert index < 1000 and header > 200_000
+    zeroed = data[:header] + bytes(8) + data[header + 8 :]
+    for changed in (zeroed, zeroed[:index] + bytes(8) + zeroed[index + 8 :]):
+        with pytest.raises(ForeignTampered, match="b does not have 160 bytes"):
+            opened(changed)
+    # tensorizer itself takes it, hashes and all.
+    params = DecryptionParams.from_key(KEY)
+    with TensorDeserializer(
+        io.BytesIO(zeroed), device="cpu", verify_hash=True, encryption=params
+    ) as theirs:
+        assert not theirs["b"].any()
+
+
+def test_a_header_that_is_said_to_be_large():
     data = bytearray(made(STATE))
-    length = data.index(struct.pack("<Q", 160))
-    data[length : length + 8] = bytes(8)
-    with pytest.raises(ForeignTampered, match=r"a has 0 bytes in the file, not 160"):
+    end = data.rindex(SIZE) + 8
+    (offset,) = struct.unpack("<Q", data[data.index(SIZE) - 16 : data.index(SIZE) - 8])
+    length = struct.unpack("<Q", data[offset : offset + 8])[0]
+    assert offset + length == end
+    data[offset + 4] = 1
+    with pytest.raises(ForeignTampered, match="a does not have 160 bytes"):
         opened(bytes(data))
 
 
@@ -290,7 +309,7 @@ def test_without_the_package(monkeypatch):
     assert caught.value.hint == "pip install tensorizer"
 
 
-LARGE = 1 << 30
+LARGE = 512 << 20
 
 
 def write_large(path):
@@ -308,6 +327,7 @@ def read_large(path):
         nonlocal size
         size += len(data)
 
+    module._GROUP = 64 << 20
     codec().decrypt(LocalSource(path), "m.tensors")[0].copy_to(write)
     assert size > LARGE
 
@@ -318,4 +338,4 @@ def test_memory_is_that_of_a_group(tmp_path):
     peak = foreign.peak_memory("test_tensorizer", "read_large", place)
     place.unlink()
     print(f"{peak >> 20} MiB for {LARGE >> 20} MiB")
-    assert 200 << 20 < peak < 420 << 20
+    assert 32 << 20 < peak < 200 << 20

@@ -5,8 +5,9 @@ file; a passphrase is stretched to one with Argon2id.
 
 What the format does not protect: names, shapes, dtypes, the order and number of tensors. Tensors of one
 file can be exchanged, left out, or be put together from several files of one key. SHA-256 and CRC32 in
-the file find accidents in all of it, and are checked; anybody can compute them anew. A tensor that the
-file says is empty of data (``meta``) would load as zeros, without a key: it is refused.
+the file find accidents in most of it, and are checked; anybody can compute them anew. A tensor whose header
+says that it has no data (``meta``) is zeros for tensorizer (2.12), which asks for no key and no tag:
+whoever can write the file could zero any tensor. Here it is refused.
 
 What a passphrase costs to stretch is said by the file, which can make it any amount of time and memory.
 
@@ -53,6 +54,7 @@ _MAGIC: Final = b"|TZR|"
 _SUFFIXES: Final = (".tensors", ".tensorizer")
 _KEY: Final = 32
 _GROUP: Final = 256 << 20
+_MAX_HEADER: Final = 64 << 20  # it has a tag of 16 bytes for 2 MiB
 _END: Final = 8  # a header of length 0
 _Name = str | tuple[str | int, ...]
 _T = TypeVar("_T")
@@ -195,21 +197,39 @@ def _index(reader: Any, source: Source) -> list[_Entry]:
         name = entry.name.normalize_()
         text = name if isinstance(name, str) else ".".join(map(str, name))
         info = TensorInfo(text, _code_of(entry.dtype, text), tuple(map(int, entry.shape)))
-        if entry.data_length != info.size:
+        if not _has_data(entry, info.size, source):
             raise ForeignTampered(
-                f"The tensor {text} has {entry.data_length} bytes in the file, not {info.size}.",
+                f"The tensor {text} does not have {info.size} bytes in the file.",
                 hint="It is damaged, or was written without data (meta), which nobody can check.",
             )
         end = max(end, entry.data_offset + entry.data_length)
         found.append(_Entry(name, info))
-    rest = bytearray(max(0, min(source.size - end, _END)))
-    source.read_into(min(end, source.size), memoryview(rest))
-    if end > source.size or source.size - end > _END or any(rest):
+    rest = bytearray(min(source.size - end, _END))
+    source.read_into(end, memoryview(rest))
+    if source.size - end > _END or any(rest):
         raise ForeignTampered(
             f"{source.name} does not end where its last tensor does.",
             hint="It is cut short, or there are tensors that its index does not name.",
         )
     return found
+
+
+def _has_data(entry: Any, size: int, source: Source) -> bool:
+    """Whether the index and the header of a tensor agree that it has ``size`` bytes behind the header.
+
+    A header begins with its own size (u64), and ends with that of the data (i64).
+    """
+    length = entry.data_offset - entry.offset
+    if entry.data_length != size or not 16 <= length <= _MAX_HEADER:
+        return False
+    if entry.data_offset + size > source.size:
+        return False
+    found = bytearray(length)
+    source.read_into(entry.offset, memoryview(found))
+    return (
+        int.from_bytes(found[:8], "little") == length
+        and int.from_bytes(found[-8:], "little", signed=True) == size
+    )
 
 
 def _code_of(dtype: str, name: str) -> str:
