@@ -16,7 +16,7 @@ import zipfile
 from contextlib import ExitStack
 from typing import Any, Final
 
-from strongroom.errors import NotFound, StorageError, UsageError
+from strongroom.errors import NotFound, StorageError, StrongroomError, UsageError
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
 from strongroom.model.memory import sealed_memory_file
 from strongroom.model.memory_directory import memory_directory
@@ -57,9 +57,10 @@ def aoti_load_package(
 ) -> Any:
     """``torch._inductor.aoti_load_package`` from a sealed model.
 
-    The weights stay where they were decrypted to; this is the one copy of them. It is there until the
-    model is gone. Of a package for a GPU the other files are kept as long, since kernels are read from
-    them when they are first used.
+    torch copies the weights out of the library, so that there are two copies. The dynamic loader lets
+    go of the library with the model or at the end of the process: some libraries cannot be unloaded,
+    with torch's own call neither. Of a package for a GPU the other files are kept until the model is
+    gone, since kernels are read from them when they are first used.
 
     Needs torch 2.13: those before know no way around a temporary directory.
 
@@ -163,7 +164,11 @@ def _place(
 
     def fill(memory: memoryview) -> None:
         if member.compress_type == zipfile.ZIP_STORED:
-            model.read_into(name, memory, _start(model, name, member))
+            try:
+                model.read_into(name, memory, _start(model, name, member))
+            except StrongroomError as error:
+                # Views in the frames below would keep the file mapped, and that would be the error.
+                raise error.with_traceback(None) from None
             return
         with archive.open(member) as packed:
             while count := packed.readinto(memory):  # type: ignore[attr-defined]  # IO[bytes] in typeshed
