@@ -245,7 +245,7 @@ class TRTModule:
 WITHOUT_GPU = {
     "MODEL_TORCH2TRT": """
         from strongroom.loaders import torch2trt
-        torch2trt.require_driver = lambda what: None
+        torch2trt.require_driver = lambda *given: None
         """,
     "MODEL_PADDLE2TRT": """
         from strongroom.loaders import paddle
