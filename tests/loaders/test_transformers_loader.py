@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 import strongroom
 from strongroom.errors import NotFound, UsageError
+from strongroom.loaders import sharded
 from strongroom.loaders import transformers as loader
 from strongroom.model import memory_directory
 
@@ -138,14 +139,14 @@ def test_model(folder, seal, key, build, form):
 def test_weights_are_not_copied(folder, seal, key, monkeypatch):
     llama().save_pretrained(folder)
     loaded = {}
-    real = loader._weights
+    real = sharded._file
 
     def weights(model, path):
         state = real(model, path)
         loaded.update({name: t.data_ptr() for name, t in state.items()})
         return state
 
-    monkeypatch.setattr(loader, "_weights", weights)
+    monkeypatch.setattr(sharded, "_file", weights)
     model = loader.from_pretrained(seal(folder), key=key)
     assert {name: t.data_ptr() for name, t in model.state_dict().items()} == loaded
 

@@ -7,16 +7,12 @@ the moment of the call.
 
 from __future__ import annotations
 
-import json
-import posixpath
-from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any, Final
 
-from strongroom.errors import NotFound, UsageError
+from strongroom.errors import UsageError
 from strongroom.loaders.source import ModelSource, extra_for, opened
 from strongroom.model.memory_directory import memory_directory, place_files
-from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
 
 try:
@@ -26,15 +22,11 @@ except ModuleNotFoundError as error:
     missing = extra_for(error, error.name or "", "Loading Transformers models", "transformers")
     raise (missing if error.name in ("torch", "transformers") else error) from None
 
-from strongroom.loaders import safetensors as safetensors_loader
-from strongroom.loaders import torch as torch_loader
+from strongroom.loaders import sharded
 
 __all__ = ["from_pretrained"]
 
-_SMALL: Final = 64 << 20
-# Larger files are weights; the largest tokenizers have some 35 MB.
-
-_WEIGHTS: Final = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".onnx", ".h5", ".msgpack", ".gguf")
+_STEMS: Final = (("model", "safetensors"), ("pytorch_model", "bin"))
 
 _REFUSED: Final = {
     "state_dict": "the weights come from the sealed model",
@@ -74,12 +66,7 @@ def from_pretrained(
             raise UsageError(f"{name} cannot be used with a sealed model: {reason}.")
     with opened(source, key) as model, ExitStack() as stack:
         directory = stack.enter_context(memory_directory())
-        small = [
-            path
-            for path, info in model.files.items()
-            if _inside(path, subfolder) and info.size <= _SMALL and not path.lower().endswith(_WEIGHTS)
-        ]
-        place_files(model, small, directory, subfolder)
+        place_files(model, sharded.small_files(model, subfolder), directory, subfolder)
         if isinstance(auto_class, str):
             auto_class = _class(auto_class)
         if auto_class is not None and not _is_model(auto_class):
@@ -88,17 +75,13 @@ def from_pretrained(
         if config is None:
             config, kwargs = _config(directory, kwargs)
         model_class = _model_class(auto_class, config)
-        state = _state_dict(model, subfolder, variant, use_safetensors)
+        state = sharded.state_dict(model, subfolder, _STEMS, variant, use_safetensors)
         loaded = model_class.from_pretrained(None, config=config, state_dict=state, **kwargs)
         if model_class.can_generate() and kwargs.get("generation_config") is None:
             # Without a path transformers makes one of defaults.
             one = loaded[0] if kwargs.get("output_loading_info") else loaded
             one.generation_config = _generation_config(directory)
         return loaded
-
-
-def _inside(path: str, folder: str) -> bool:
-    return not folder or path.startswith(folder.rstrip("/") + "/")
 
 
 def _class(name: str) -> Any:
@@ -153,42 +136,3 @@ def _generation_config(directory: str) -> Any:
         return transformers.GenerationConfig.from_pretrained(
             directory, config_file_name="config.json", _from_model_config=True
         )
-
-
-def _state_dict(
-    model: SealedModel, folder: str, variant: str | None, use_safetensors: bool | None
-) -> dict[str, Any]:
-    """All weights by name."""
-    middle = f".{variant}" if variant else ""
-    stems = [("model", "safetensors"), ("pytorch_model", "bin")]
-    if use_safetensors is not None:
-        stems = stems[:1] if use_safetensors else stems[1:]
-    for stem, suffix in stems:
-        single = posixpath.join(folder, f"{stem}{middle}.{suffix}")
-        index = posixpath.join(folder, f"{stem}.{suffix}.index{middle}.json")
-        if single in model.files:
-            return _weights(model, single)
-        if index in model.files:
-            return _shards(model, folder, index)
-    names = " or ".join(f"{stem}{middle}.{suffix}" for stem, suffix in stems)
-    raise NotFound(
-        f"{model.name} has no weights: no {names}, whole or in shards.",
-        hint="Give subfolder=… or variant=…, or seal the directory that save_pretrained wrote.",
-    )
-
-
-def _weights(model: SealedModel, path: str) -> dict[str, Any]:
-    if path.endswith(".safetensors"):
-        return safetensors_loader.load_file(model, path=path)
-    found: dict[str, Any] = torch_loader.load(model, "cpu", weights_only=True, path=path)
-    return found
-
-
-def _shards(model: SealedModel, folder: str, index: str) -> dict[str, Any]:
-    weight_map = json.loads(model.read(index)).get("weight_map")
-    if not isinstance(weight_map, Mapping):
-        raise UsageError(f"{index} has no weight_map.")
-    state: dict[str, Any] = {}
-    for shard in sorted(set(weight_map.values())):
-        state |= _weights(model, posixpath.join(folder, shard))
-    return state
