@@ -129,11 +129,9 @@ class GramineCodec(Codec):
         return [PlainFile(self.plain_path(path), copy)]
 
     def _count(self, size: int) -> int:
-        if self._processes is not None:
-            return self._processes
-        from strongroom.compat.gramine_parallel import default_processes
+        from strongroom.compat.gramine_parallel import process_count
 
-        return default_processes(size)
+        return process_count(size, self._processes)
 
     def encrypt(self, content: Content, destination: str, output: Output) -> None:
         path = self._embedded(destination)

@@ -19,14 +19,14 @@ from typing import Final
 
 import strongroom
 from strongroom.compat.gramine_cipher import GroupDecryptor, GroupEncryptor, NodeKeys
-from strongroom.compat.gramine_nodes import GROUP, NODE, TAG
+from strongroom.compat.gramine_nodes import GROUP, NODE, TAG, key_nodes
 from strongroom.compat.gramine_reader import GroupReader
 from strongroom.compat.gramine_worker import BATCH, DONE, READS, SETUP, TASK, WRITES
 from strongroom.compat.gramine_writer import Groups, Tree, encrypt_group, place_of, write_at
 from strongroom.crypto.secret import SecretBytes, wipe_bytes
 from strongroom.model.payload import Content
 
-__all__ = ["decrypt_groups", "default_processes", "encrypt_groups"]
+__all__ = ["decrypt_groups", "encrypt_groups", "process_count"]
 
 _SLOTS: Final = 2
 """Tasks of each process: one under way and one that waits, or is being taken out."""
@@ -41,11 +41,21 @@ _THRESHOLD: Final = 256 << 20
 _MOST: Final = 8
 
 
-def default_processes(size: int) -> int:
-    """How many processes a file of ``size`` bytes is worth; 1 is this one, without any other."""
-    if size < _THRESHOLD or not sys.executable or getattr(sys, "frozen", False):
+def process_count(size: int, wanted: int | None = None) -> int:
+    """How many processes to use for ``size`` bytes; 1 is this one, without any other.
+
+    Args:
+        wanted: by somebody who knows; by default as many as there are processors, for a big file.
+    """
+    if not sys.executable or getattr(sys, "frozen", False):
         return 1
-    return max(1, min(len(os.sched_getaffinity(0)), _MOST))
+    if wanted is None:
+        wanted = min(len(os.sched_getaffinity(0)), _MOST) if size >= _THRESHOLD else 1
+    return max(1, min(wanted, _tasks(key_nodes(size))))
+
+
+def _tasks(groups: int) -> int:
+    return -(-groups // BATCH)
 
 
 class _Worker:
@@ -163,7 +173,7 @@ def decrypt_groups(
         groups: the same file.
         file: its descriptor.
     """
-    tasks = -(-groups.count // BATCH)
+    tasks = _tasks(groups.count)
     spare = GroupDecryptor()
 
     def numbers(task: int) -> range:
