@@ -2,6 +2,7 @@ import collections
 import importlib.util
 import os
 import pickle
+import pickletools
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -159,6 +160,10 @@ def test_binary_format_and_program(tmp_path, seal, key):
             tensor = next(iter(state.values()))
             paddle.save(tensor, str(tmp_path / "binary"), use_binary_format=True)
             paddle.save(state, str(tmp_path / "state.pdparams"))
+            paddle.save(program, str(tmp_path / "program.pdmodel"))
+        loaded = loader.load(seal(tmp_path / "program.pdmodel"), key=key)
+        assert str(loaded) == str(paddle.load(str(tmp_path / "program.pdmodel")))
+        assert "matmul" in str(loaded)
         mine = loader.load(seal(tmp_path / "state.pdparams"), key=key, return_numpy=True)
         assert_same(mine, paddle.load(str(tmp_path / "state.pdparams"), return_numpy=True))
     finally:
@@ -177,6 +182,14 @@ def test_safetensors(tmp_path, seal, key):
     mine = loader.load(seal(tmp_path / "m.safetensors"), key=key, safetensors=True, return_numpy=True)
     assert_same(mine["w"], numpy.ones((3, 4), "f4"))
     assert_same(mine["b"], numpy.arange(5))
+
+
+def test_paddle_may_try_to_unpickle_what_begins_so():
+    for start in loader._NO_PICKLE:
+        assert start.decode() not in pickletools.code2op
+        with pytest.raises(pickle.UnpicklingError):
+            pickle.loads(start + pickle.dumps(Trap()))
+    assert not ran
 
 
 ran: list[str] = []

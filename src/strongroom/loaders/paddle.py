@@ -44,9 +44,9 @@ _PARAMETERS: Final = ".pdiparams"
 _INFO: Final = ".pdiparams.info"
 _PIR: Final = re.compile(rb'\{\s*"base_code"\s*:\s*\{[^}]*"magic"\s*:\s*"pir"', re.IGNORECASE)
 _BUFFER: Final = 1 << 20
-_BINARY: Final = (b"\0", b"\n")
-# First bytes of what paddle.save(…, use_binary_format=True) and a saved Program begin with. No opcode
-# of pickle has these numbers.
+_NO_PICKLE: Final = (b"\0", b"\n", b"{")
+# First bytes of what else paddle.save writes: a tensor (use_binary_format=True), and a Program in both
+# graph formats. No opcode of pickle has these numbers.
 
 
 def load(
@@ -78,7 +78,7 @@ def load(
         name = pick(model, path, _STATE_SUFFIXES, "PaddlePaddle")
         start = bytearray(1)
         del start[model.read_into(name, start) :]
-        if allow_pickle or configs.get("safetensors") or start.startswith(_BINARY):
+        if allow_pickle or configs.get("safetensors") or start.startswith(_NO_PICKLE):
             with memory_file("model.pdparams", model.files[name].size) as (memory, place):
                 _fill(memory, model, name)
                 return paddle.load(place, **configs)
