@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from strongroom.errors import FormatError
 
-__all__ = ["CODES", "TensorInfo", "aligned", "header", "raw_bytes"]
+__all__ = ["CODES", "TensorInfo", "aligned", "groups", "header", "raw_bytes"]
 
 CODES: Final = {
     "float64": "F64",
@@ -35,6 +35,7 @@ CODES: Final = {
 }
 """Name of a dtype of torch (and NumPy) → its code in the format."""
 
+_T = TypeVar("_T")
 _SIZES: Final = {"BOOL": 1, "BF16": 2, "C64": 8}
 
 
@@ -86,6 +87,20 @@ def header(tensors: Sequence[TensorInfo], metadata: Mapping[str, str] | None) ->
 def aligned(tensors: Iterable[TensorInfo]) -> list[TensorInfo]:
     """The tensors in an order in which each is aligned; otherwise as they were."""
     return sorted(tensors, key=lambda tensor: -tensor.item_size)
+
+
+def groups(tensors: Iterable[_T], size: Callable[[_T], int], most: int) -> Iterator[list[_T]]:
+    """The tensors, in order, some at a time: of ``most`` bytes together, or one that is larger."""
+    group: list[_T] = []
+    total = 0
+    for tensor in tensors:
+        if group and total + size(tensor) > most:
+            yield group
+            group, total = [], 0
+        group.append(tensor)
+        total += size(tensor)
+    if group:
+        yield group
 
 
 def raw_bytes(tensor: Any) -> memoryview:

@@ -19,12 +19,12 @@ safetensors, larger elements first.
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, TypeVar
 
 from strongroom.compat.base import Codec, PlainFile, Write
-from strongroom.compat.safetensors_stream import CODES, TensorInfo, aligned, header, raw_bytes
+from strongroom.compat.safetensors_stream import CODES, TensorInfo, aligned, groups, header, raw_bytes
 from strongroom.compat.source_file import SourceFile
 from strongroom.crypto.secret import SecretBytes, wipe_bytes
 from strongroom.errors import (
@@ -124,7 +124,7 @@ class TensorizerCodec(Codec):
         order = {info.name: number for number, info in enumerate(aligned(e.info for e in entries))}
         entries.sort(key=lambda entry: order[entry.info.name])
         write(header([entry.info for entry in entries], {"format": "pt"}))
-        for group in _groups(entries):
+        for group in groups(entries, lambda entry: entry.info.size, _GROUP):
             tensors = self._use(source, {entry.name for entry in group}, _tensors)
             for entry in group:
                 tensor = tensors.pop(entry.name, None)
@@ -248,15 +248,3 @@ def _code_of(dtype: str, name: str) -> str:
     if code is None:
         raise FormatError(f"The tensor {name} has a dtype that safetensors files do not have.")
     return code
-
-
-def _groups(entries: Sequence[_Entry]) -> Iterator[list[_Entry]]:
-    """Some tensors at a time."""
-    group: list[_Entry] = []
-    for entry in entries:
-        if group and sum(member.info.size for member in group) + entry.info.size > _GROUP:
-            yield group
-            group = []
-        group.append(entry)
-    if group:
-        yield group
