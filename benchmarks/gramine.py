@@ -75,6 +75,10 @@ def decrypt(place: Path, processes: int) -> None:
     source.close()
 
 
+def has_tool() -> bool:
+    return shutil.which("gramine-sgx-pf-crypt") is not None
+
+
 def tool(verb: str, key: Path, source: Path, target: Path) -> None:
     target.unlink(missing_ok=True)
     command = ["gramine-sgx-pf-crypt", verb, "-w", key, "-i", source, "-o", target]
@@ -87,46 +91,50 @@ def row(name: str, size: int, measured: list[Seconds]) -> str:
     return f"| {name} | {statistics.median(rates):.0f} | {min(rates):.0f} … {max(rates):.0f} | {processor:.0f} |"
 
 
+def measure(folder: Path, size: int, rounds: int) -> dict[str, list[Seconds]]:
+    place, key, plain, again = (folder / name for name in ("sealed", "key", "plain", "again"))
+    cores = sorted(os.sched_getaffinity(0))
+    several = max(2, len(cores))
+    measured: dict[str, list[Seconds]] = defaultdict(list)
+
+    def take(name: str, work: Callable[..., object], *arguments: object) -> None:
+        measured[name].append(timed(partial(work, *arguments)))
+
+    if has_tool():
+        key.write_bytes(KEY)
+        with open(plain, "wb") as file:
+            Content(size).copy_to(file.write)
+    for _ in range(rounds):
+        os.sched_setaffinity(0, cores[:1])
+        take("encrypt, one core", encrypt, place, size, 1)
+        take("decrypt, one core", decrypt, place, 1)
+        if has_tool():
+            take("gramine-sgx-pf-crypt encrypt", tool, "encrypt", key, plain, again)
+            take("gramine-sgx-pf-crypt decrypt", tool, "decrypt", key, again, plain)
+        os.sched_setaffinity(0, cores)
+        take(f"encrypt, {several} processes", encrypt, place, size, several)
+        take(f"decrypt, {several} processes", decrypt, place, several)
+    return measured
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--directory", type=Path, default=Path("/dev/shm"))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--quick", action="store_true", help="256 MiB alone, not 1 GiB too")
     options = parser.parse_args()
-    cores = sorted(os.sched_getaffinity(0))
-    several = max(2, len(cores))
-    has_tool = shutil.which("gramine-sgx-pf-crypt") is not None
     folder = options.directory / f"strongroom-gramine-{os.getpid()}"
     folder.mkdir()
-    place, key, plain, again = (folder / name for name in ("sealed", "key", "plain", "again"))
-    key.write_bytes(KEY)
     try:
         print(machine())
         for size in (256 * MIB, 1024 * MIB)[: 1 if options.quick else 2]:
-            measured: dict[str, list[Seconds]] = defaultdict(list)
-
-            def take(name: str, work: Callable[..., object], *arguments: object) -> None:
-                measured[name].append(timed(partial(work, *arguments)))
-
-            if has_tool:
-                with open(plain, "wb") as file:
-                    Content(size).copy_to(file.write)
-            for _ in range(options.rounds):
-                os.sched_setaffinity(0, cores[:1])
-                take("encrypt, one core", encrypt, place, size, 1)
-                take("decrypt, one core", decrypt, place, 1)
-                if has_tool:
-                    take("gramine-sgx-pf-crypt encrypt", tool, "encrypt", key, plain, again)
-                    take("gramine-sgx-pf-crypt decrypt", tool, "decrypt", key, again, plain)
-                os.sched_setaffinity(0, cores)
-                take(f"encrypt, {several} processes", encrypt, place, size, several)
-                take(f"decrypt, {several} processes", decrypt, place, several)
+            measured = measure(folder, size, options.rounds)
             print(
                 f"\n| {size // MIB} MiB | MiB/s, median | least … most | per CPU second |\n|---|---|---|---|"
             )
             for name, times in measured.items():
                 print(row(name, size, times))
-        if not has_tool:
+        if not has_tool():
             print("\ngramine-sgx-pf-crypt is not installed.")
     finally:
         shutil.rmtree(folder)

@@ -275,6 +275,9 @@ def test_in_a_thread_while_others_run(file):
 
 
 def test_how_many_processes(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(3)))
+    assert parallel.process_count(1 << 40) == 1
+    assert parallel.process_count(1 << 40, 2) == 2
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(6)))
     assert parallel.process_count(1 << 40) == 6
     assert parallel.process_count(1 << 20) == 1

@@ -19,6 +19,7 @@ costs a second one, since a node of keys lies before what it has the tags of.
 
 from __future__ import annotations
 
+import binascii
 import os
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
@@ -54,7 +55,7 @@ def parse_key(content: SecretBytes) -> SecretBytes:
     if size == KEY:
         return SecretBytes(content.buffer[:KEY])
     if size == 2 * KEY and all(digit in _HEX for digit in content.buffer[:size]):
-        return SecretBytes.take(bytes.fromhex(str(content.buffer[:size], "ascii")))
+        return SecretBytes.take(binascii.unhexlify(content.buffer[:size]))
     raise InvalidKey(
         f"This is no wrap key of Gramine: it has {size} bytes.",
         hint="Give the file of 16 bytes that gramine-sgx-pf-crypt gen-key wrote.",
@@ -74,7 +75,8 @@ class GramineCodec(Codec):
         "path": "where Gramine opens it: the host path in the manifest, of the file or, for a directory, of that; "
         "by default an import takes any, and an export the destination as it was written",
         "version": "2 (the default), or 1 for Gramine before 1.9, which 1.9 reads too",
-        "processes": "how many decrypt or encrypt a big local file; by default as many as processors",
+        "processes": "how many decrypt or encrypt a local file; by default as many as processors, up to 8, for a "
+        "file of at least 256 MiB where there are 4 or more",
     }
     writes = True
 
