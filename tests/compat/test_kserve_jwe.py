@@ -21,6 +21,12 @@ RAW = bytes(range(200, 232))  # not UTF-8, as a random key is not
 TEXT = base64.urlsafe_b64encode(RAW).rstrip(b"=")
 JWK = json.dumps({"kty": "oct", "k": TEXT.decode(), "kid": "models-2026", "alg": "A256KW"}).encode()
 CHUNK = (1 << 20) // 4 * 3
+# Made by jwcrypto 1.6.1, which KServe decrypts with.
+TOKEN = (
+    b"eyJhbGciOiAiQTI1NktXIiwgImVuYyI6ICJBMjU2R0NNIiwgImtpZCI6ICJtb2RlbHMtMjAyNiJ9.cmySkT1L49i"
+    b"k3DtQWji8N-cZ_3R8bSb2mkyWsPpuesiIEcFy09XxEg.tuVftPEJobm6KOKL.ImxqfOqXsZ4KlaeO.h-8l3bFmOP"
+    b"W57-WXJLGv3A"
+)
 ALPHABET = (string.ascii_letters + string.digits + "-_").encode()
 
 
@@ -60,6 +66,21 @@ class Resolver(SecretResolver):
 
 def kserve(key):
     return JWEDecryptor(Resolver(key), "kbs:///default/key/1")
+
+
+def test_a_token_of_jwcrypto():
+    assert opened(TOKEN) == ("m.onnx", b"hello kserve")
+    assert opened(TOKEN, JWK, kid="models-2026")[1] == b"hello kserve"
+
+
+@given(st.integers(0, len(TOKEN)), st.integers(0, 30), st.binary(max_size=30))
+@settings(max_examples=400, deadline=None)
+def test_whatever_stands_there_is_read_or_refused(start, size, instead):
+    token = TOKEN[:start] + instead + TOKEN[start + size :]
+    if token in (TOKEN, TOKEN + b"\n"):
+        return
+    with pytest.raises((ForeignTampered, FormatError)):
+        opened(token)
 
 
 SIZES = [1, 2, 3, 4, 5, 100, CHUNK - 1, CHUNK, CHUNK + 1, CHUNK + 2, 3 * CHUNK + 1]

@@ -226,6 +226,15 @@ def test_any_shape(shape, half, model_id):
     assert bytes_of(encrypted) == bytes_of(reference(tensor, model_id=model_id, iv=iv))
 
 
+@given(st.binary(max_size=300), st.integers(0, 3), st.integers(-2, 70))
+@settings(max_examples=300, deadline=None)
+def test_whatever_integers_are_read_or_refused(noise, ndim, first):
+    head = struct.pack(f"<{1 + ndim}i", ndim, *[first] * ndim) + bytes(100)
+    data = (head + noise)[: (len(head) + len(noise)) // 4 * 4]
+    with pytest.raises((ForeignTampered, FormatError)):
+        decrypt_tensor(tensor_of(data), key(), "w")
+
+
 def test_an_empty_tensor():
     tensor = torch.empty(3, 0)
     assert decrypt_tensor(encrypt_tensor(tensor, key()), key(), "w").shape == (3, 0)
