@@ -181,6 +181,17 @@ def test_content_of_another_size_than_it_says(collected, more):
         gramine(path="p").encrypt(content, "p", collected)
 
 
+@pytest.mark.parametrize("request_size", [1, 1 << 20, 1 << 23])
+def test_requests_that_are_under_way_at_once(request_size):
+    """As a remote source has them: several groups each, in several threads."""
+    data = plain(HEAD + 9 * GROUP + 5)
+    source = memory_source(reference.seal(KEY, PATH, data) + bytes(NODE), request=request_size)
+    source.threads = 4
+    pieces = Collected()
+    gramine().decrypt(source, "m")[0].copy_to(pieces.write)
+    assert pieces.data == data
+
+
 # Random access
 
 

@@ -68,8 +68,8 @@ class GramineCodec(Codec):
     name = "gramine"
     title = "Gramine encrypted files (gramine-sgx-pf-crypt), versions 1 and 2"
     unprotected = (
-        "An older version of a file, or none, can be put in its place unnoticed (rollback); which file "
-        "it is, is known only if path= says so."
+        "Nothing tells an older version of a file from the newest (rollback), or that a file is missing; "
+        "that one was moved shows only if path= says where it belongs."
     )
     options: ClassVar[Mapping[str, str]] = {
         "path": "where Gramine opens it: the host path in the manifest, of the file or, for a directory, of that; "

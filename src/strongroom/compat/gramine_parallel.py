@@ -20,7 +20,7 @@ from typing import Final
 from strongroom.compat.gramine_cipher import GroupDecryptor, GroupEncryptor, NodeKeys
 from strongroom.compat.gramine_nodes import GROUP, NODE, TAG, key_nodes
 from strongroom.compat.gramine_reader import GroupReader
-from strongroom.compat.gramine_worker import BATCH, DONE, READS, SETUP, TASK, WRITES
+from strongroom.compat.gramine_worker import BATCH, DONE, FAILED, READS, SETUP, TASK, WRITES
 from strongroom.compat.gramine_writer import Groups, Tree, encrypt_group, place_of, write_at
 from strongroom.crypto.secret import SecretBytes, wipe_bytes
 from strongroom.model.payload import Content
@@ -109,7 +109,7 @@ class _Worker:
             answer = self._process.stdout.read(size)
             if len(answer) == size:
                 return answer
-        if status == DONE or not status:
+        if status != FAILED:
             self.stop()
         return None
 
