@@ -23,6 +23,8 @@ NEEDS = {
         *("torch", "safetensors", "onnxruntime", "onnx", "onnxscript"),
     ),
     "how-to/read-with-tink.md": ("tink",),
+    "how-to/bring-over.md": (),
+    "how-to/from-model-cryptor.md": ("torch",),
 }
 
 

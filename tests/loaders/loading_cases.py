@@ -1,5 +1,6 @@
 """One model for each way of loading, and the load; run as a program it does one load in a process.
 
+    python loading_cases.py make CASE FOLDER BYTES
     python loading_cases.py load CASE SEALED
     python loading_cases.py peak CASE SEALED TINY_SEALED
 
@@ -355,8 +356,10 @@ def peak(load, sealed, tiny):
 def main():
     warnings.simplefilter("ignore")
     action, case, *places = sys.argv[1:]
-    load = CASES[case][1]
-    if action == "peak":
+    make, load = CASES[case]
+    if action == "make":
+        print(make(Path(places[0]), int(places[1])))
+    elif action == "peak":
         peak(load, *places)
     else:
         load(*places)

@@ -16,7 +16,7 @@ import zipfile
 from contextlib import ExitStack
 from typing import Any, Final
 
-from strongroom.errors import NotFound, StorageError, StrongroomError, UsageError
+from strongroom.errors import NotFound, StorageError, UsageError
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
 from strongroom.model.memory import sealed_memory_file
 from strongroom.model.memory_directory import memory_directory
@@ -164,11 +164,7 @@ def _place(
 
     def fill(memory: memoryview) -> None:
         if member.compress_type == zipfile.ZIP_STORED:
-            try:
-                model.read_into(name, memory, _start(model, name, member))
-            except StrongroomError as error:
-                # Views in the frames below would keep the file mapped, and that would be the error.
-                raise error.with_traceback(None) from None
+            model.read_into(name, memory, _start(model, name, member))
             return
         with archive.open(member) as packed:
             while count := packed.readinto(memory):  # type: ignore[attr-defined]  # IO[bytes] in typeshed

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-from strongroom.errors import NotFound, StrongroomError, UsageError
+from strongroom.errors import NotFound, UsageError
 from strongroom.loaders.cuda import require_driver
 from strongroom.loaders.paddle_pickle import HandOver, load_plain
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
@@ -80,7 +80,7 @@ def load(
         del start[model.read_into(name, start) :]
         if allow_pickle or configs.get("safetensors") or start.startswith(_NO_PICKLE):
             with memory_file("model.pdparams", model.files[name].size) as (memory, place):
-                _fill(memory, model, name)
+                model.read_into(name, memory)
                 return paddle.load(place, **configs)
         with io.BufferedReader(model.open(name), _BUFFER) as file:
             unpickled = pickle.dumps(HandOver(load_plain(file, name)))
@@ -292,17 +292,9 @@ def _placed(model: SealedModel, names: Iterable[str]) -> Iterator[str]:
         directory = stack.enter_context(memory_directory())
         for name in names:
             memory, place = stack.enter_context(memory_file("model", model.files[name].size))
-            _fill(memory, model, name)
+            model.read_into(name, memory)
             os.symlink(place, os.path.join(directory, os.path.basename(name)))
         yield directory
-
-
-def _fill(memory: memoryview, model: SealedModel, name: str) -> None:
-    try:
-        model.read_into(name, memory)
-    except StrongroomError as error:
-        # The functions in its traceback refer to the memory, which could then not be unmapped.
-        raise error.with_traceback(None) from None
 
 
 def _load_legacy(place: str) -> Any:

@@ -150,8 +150,11 @@ def _mapped(descriptor: int, size: int) -> Iterator[memoryview]:
     if size == 0:
         yield memoryview(bytearray())
         return
-    with mmap.mmap(descriptor, size) as memory:
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-        with memoryview(memory) as view:
-            yield view
+    memory = mmap.mmap(descriptor, size)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        memory.madvise(mmap.MADV_HUGEPAGE)
+    view = memoryview(memory)
+    yield view
+    # Not after an error: frames of its traceback refer to parts, and the mapping goes with them.
+    view.release()
+    memory.close()

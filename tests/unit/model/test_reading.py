@@ -332,6 +332,19 @@ class TestMemory:
                 assert file.read() == pattern("file", size)
         assert not os.path.exists(path) or "memfd" not in os.readlink(path)
 
+    def test_memory_file_of_what_was_tampered_with(self, tmp_path):
+        (tmp_path / "m").write_bytes(pattern("m", 16 << 20))
+        strongroom.seal(tmp_path / "m", tmp_path / "s", key=bytes(32))
+        raw = bytearray((tmp_path / "s").read_bytes())
+        raw[8 << 20] ^= 1
+        (tmp_path / "s").write_bytes(raw)
+        with strongroom.open(tmp_path / "s", key=bytes(32)) as model:
+            # Threads were reading into it; what is raised is their error and not one of the mapping.
+            with pytest.raises(PayloadTampered), memory_file("x", model.size) as (memory, _):
+                model.read_into(None, memory)
+            with pytest.raises(PayloadTampered), model.path():
+                pass
+
     def test_pool(self):
         pool = BufferPool(1000)
         with pool.buffer() as one, pool.buffer() as other:
