@@ -65,7 +65,7 @@ def stable_diffusion(folder, width=32, dtype=torch.float32):
         text_encoder=text.to(dtype),
         tokenizer=words,
         unet=unet.to(dtype),
-        scheduler=diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False),
+        scheduler=diffusers.DDIMScheduler(clip_sample=False, set_alpha_to_one=False, steps_offset=1),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,

@@ -20,6 +20,10 @@ from strongroom.model.memory_directory import memory_directory, place_files
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
 
+# Diffusers imports ONNX Runtime where there is one, which keeps reports on a disk and sends them; see
+# strongroom.loaders.onnx. Whoever wants this sets the variable to 0.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+
 try:
     import diffusers
     import torch
@@ -101,22 +105,20 @@ def from_pretrained(
                 f"{model.name} has no {_INDEX}.",
                 hint="Say what to load: auto_class=… and subfolder=…, or seal a whole pipeline.",
             )
-        found = False
+        wanted = []
         for name, kind in _components(index):
             folder = posixpath.join(subfolder, name)
-            if name in kwargs or not any(path.startswith(f"{folder}/") for path in model.files):
-                continue
+            if name not in kwargs and any(path.startswith(f"{folder}/") for path in model.files):
+                wanted.append((name, kind, folder))
+        if variant is not None and not any(weights.has_variant(folder) for _, _, folder in wanted):
+            raise NotFound(f"{model.name} has no weights of the variant {variant!r}.")
+        for name, kind, folder in wanted:
             of = dtype.get(name, dtype.get("default")) if isinstance(dtype, Mapping) else dtype
             if issubclass(kind, diffusers.ModelMixin):
                 place = os.path.join(directory, name)
                 kwargs[name] = weights.model(kind, place, folder, of, {})
             elif _is_transformers_model(kind):
                 kwargs[name] = weights.transformers_model(kind, folder, of)
-            else:
-                continue
-            found = found or weights.has_variant(folder)
-        if variant is not None and not found:
-            raise NotFound(f"{model.name} has no weights of the variant {variant!r}.")
         made = (auto_class or diffusers.DiffusionPipeline).from_pretrained(
             directory, low_cpu_mem_usage=False, **kwargs
         )
@@ -234,9 +236,14 @@ class _Unfilled(TorchFunctionMode):
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        if args and isinstance(args[0], torch.nn.Parameter) and func.__name__ in self._FILLS:
-            return args[0]
-        return func(*args, **(kwargs or {}))
+        kwargs = kwargs or {}
+        target = args[0] if args else kwargs.get("tensor")
+        if isinstance(target, torch.nn.Parameter):
+            # Some functions of torch.nn.init come here themselves, others what they call.
+            name = getattr(func, "__name__", "")
+            if name in self._FILLS or getattr(func, "__module__", "") == "torch.nn.init":
+                return target
+        return func(*args, **kwargs)
 
 
 def _assign(module: Any, state: dict[str, Any], what: str) -> None:
