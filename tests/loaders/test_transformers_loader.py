@@ -1,5 +1,6 @@
 import json
 import os
+import tempfile
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from strongroom.errors import NotFound, UsageError
 from strongroom.loaders import sharded
 from strongroom.loaders import transformers as loader
 from strongroom.model import memory_directory
+from strongroom.model.storage import LocalSource
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore::DeprecationWarning:transformers", "ignore::FutureWarning:transformers"
@@ -88,15 +90,18 @@ def folder(tmp_path):
     return path
 
 
-def in_shm():
-    return {name for name in os.listdir("/dev/shm") if name.startswith("strongroom-")}
-
-
 @pytest.fixture(autouse=True)
-def nothing_stays_behind():
-    before = in_shm()
+def nothing_stays_behind(monkeypatch):
+    made = []
+    real = tempfile.mkdtemp
+
+    def mkdtemp(*args, **kwargs):
+        made.append(real(*args, **kwargs))
+        return made[-1]
+
+    monkeypatch.setattr(tempfile, "mkdtemp", mkdtemp)
     yield
-    assert in_shm() <= before
+    assert not [path for path in made if os.path.exists(path)]
 
 
 def assert_same(mine, theirs):
@@ -308,3 +313,45 @@ def test_private_directory(tmp_path, seal, key, monkeypatch):
         memory_directory.memory_directory(1 << 60),
     ):
         pass
+
+
+def test_each_shard_is_read_once(folder, seal, key, monkeypatch):
+    """Of the payload every byte once; the last segment twice, since it authenticates the size."""
+    config = transformers.LlamaConfig(
+        vocab_size=2048,
+        hidden_size=512,
+        intermediate_size=1024,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+    )
+    torch.manual_seed(8)
+    model = transformers.LlamaForCausalLM(config)
+    model.save_pretrained(folder, max_shard_size="14MB")
+    tokenizer().save_pretrained(folder)
+    shards = [path for path in folder.iterdir() if "-of-" in path.name]
+    assert len(shards) >= 4
+    sealed = seal(folder)
+    seen = {}
+    real = LocalSource.read_into
+
+    def read_into(self, offset, out):
+        seen.setdefault(os.path.basename(self.name), []).append((offset, len(out)))
+        real(self, offset, out)
+
+    monkeypatch.setattr(LocalSource, "read_into", read_into)
+    mine = loader.from_pretrained(sealed, key=key)
+    tokens = loader.from_pretrained(sealed, key=key, auto_class="AutoTokenizer")
+    assert tokens("seal the model")["input_ids"] == [1, 2, 3]
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(mine.state_dict()[name], tensor)
+    segment = 1 << 20
+    for shard in shards:
+        reads = seen[f"{shard.name}.sealed"]
+        size = (sealed / f"{shard.name}.sealed").stat().st_size
+        covered = sum(length for _, length in reads)
+        assert size <= covered <= size + segment + 4096
+        # No byte of the segments before the last is read twice.
+        body = sorted(r for r in reads if r[0] >= 4096 and r[0] + r[1] < size)
+        ends = [offset + length for offset, length in body]
+        assert all(end <= offset for end, (offset, _) in zip(ends, body[1:], strict=False))
