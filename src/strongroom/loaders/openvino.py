@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import mmap
 import posixpath
 import sys
 from collections.abc import Mapping
@@ -9,6 +11,7 @@ from typing import Any, Final
 
 from strongroom.errors import FormatError, NotFound, UsageError
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
+from strongroom.model.memory import address_of
 from strongroom.model.memory_directory import memory_directory, place_files
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
@@ -34,6 +37,7 @@ _IR: Final = (".xml",)
 _OTHERS: Final = (".onnx", ".pdmodel", ".tflite", ".pb")
 _BLOBS: Final = (".blob", ".bin", ".ov")
 _HEAD: Final = 256
+_HUGE: Final = 2 << 20
 _NPU_CACHE: Final = "NPU_BYPASS_UMD_CACHING"
 
 
@@ -186,10 +190,23 @@ def _tensor(model: SealedModel, name: str) -> Any:
     In a tensor over memory of Python (``shared_memory=True``) neither the model nor what is compiled
     of it keeps that memory alive: they crash when it is gone.
     """
-    tensor = openvino.Tensor(openvino.Type.u8, [model.files[name].size])
-    if model.files[name].size:
-        model.read_into(name, tensor.data)
+    size = model.files[name].size
+    tensor = openvino.Tensor(openvino.Type.u8, [size])
+    if size:
+        memory = memoryview(tensor.data)
+        _advise(address_of(memory), size)
+        model.read_into(name, memory)
     return tensor
+
+
+def _advise(address: int, size: int) -> None:
+    """Whole pages: large ones, which halve the time to fill them, and none of them in a core dump."""
+    start, end = -(-address // _HUGE) * _HUGE, (address + size) // _HUGE * _HUGE
+    if start < end:
+        madvise = ctypes.CDLL(None).madvise
+        for name in ("MADV_HUGEPAGE", "MADV_DONTDUMP"):
+            if hasattr(mmap, name):
+                madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), getattr(mmap, name))
 
 
 def _belonging(model: SealedModel, name: str) -> list[str]:
