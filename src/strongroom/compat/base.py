@@ -53,6 +53,7 @@ class Codec(ABC):
         takes_key: whether there is a key at all.
         writes: whether there is an export.
         legacy: too weak to be written, unless somebody insists (``--insecure-legacy``).
+        root: the directory whose files are read or written, as the user wrote it; None for one file.
     """
 
     name: ClassVar[str]
@@ -63,6 +64,7 @@ class Codec(ABC):
     takes_key: ClassVar[bool] = True
     writes: ClassVar[bool] = False
     legacy: ClassVar[bool] = False
+    root: str | None = None
 
     def __init__(self, key: SecretBytes | None, options: Mapping[str, str] | None = None) -> None:
         """Take the content of a key file, in whatever form the foreign system keeps it, and options.

@@ -96,26 +96,17 @@ class GramineCodec(Codec):
         if processes is not None and processes not in allowed:
             raise UsageError(f"processes={processes} is not possible.", hint=f"It is 1 to {_MOST}.")
         self._processes = None if processes is None else int(processes)
-        self._member: str | None = None
-        self._in_directory = False
 
     def recognises(self, path: str, head: bytes) -> bool:
         return head.startswith(MAGIC)
 
-    # These two are asked about the files of a directory, and not about a file alone.
-
     def skips(self, path: str) -> bool:
-        self._in_directory = True
         return path.endswith(LOG_SUFFIX)
-
-    def foreign_path(self, path: str) -> str:
-        self._member = path
-        return path
 
     def decrypt(self, source: Source, path: str) -> Sequence[PlainFile]:
         expected = None
         if self._path is not None:
-            expected = checked_path(f"{self._path}/{path}" if self._in_directory else self._path)
+            expected = checked_path(self._path if self.root is None else f"{self._path}/{path}")
         file = GramineFile(source, self._key, expected, lambda: _recovery_log(source))
 
         def copy(write: Write) -> None:
@@ -148,8 +139,8 @@ class GramineCodec(Codec):
                     hint="Say where Gramine will open it: -O path=… (options={'path': …}).",
                 )
             return checked_path(destination)
-        if self._member is not None and destination.endswith(f"/{self._member}"):
-            return checked_path(f"{self._path}/{self._member}")
+        if self.root is not None:
+            return checked_path(self._path + destination.removeprefix(self.root))
         return checked_path(self._path)
 
 

@@ -123,6 +123,7 @@ def plan_import(
         names = [file.path for file in found]
         files: Sequence[Sealable] | Sealable = found[0] if len(found) == 1 else found
         return ImportPlan(files, names, [], origin, made.unprotected, source)
+    made.root = os.fspath(source).rstrip("/")
     decrypted: list[Sealable] = []
     kept: list[Sealable] = []
     for file in collected:
@@ -226,6 +227,7 @@ def export_model(
             output.abort()
             raise
         return [target]
+    made.root = target.rstrip("/")
     clear = {path for path in model.files if _matches(path, plain)}
     for path in model.files:
         if path not in clear and made.leaves_plain(path):
@@ -243,7 +245,7 @@ def export_model(
                 if path in clear:
                     model.content(path).copy_to(output.write)
                 else:
-                    made.encrypt(model.content(path), f"{target.rstrip('/')}/{name}", output)
+                    made.encrypt(model.content(path), f"{made.root}/{name}", output)
                 output.commit()
             except BaseException:
                 output.abort()
