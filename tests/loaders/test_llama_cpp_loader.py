@@ -9,6 +9,7 @@ from loading_cases_llama_cpp import write_gguf, write_lora
 import strongroom
 from strongroom.errors import FormatError, NoMatchingRecipient, NotFound, PayloadTampered, UsageError
 from strongroom.loaders import llama_cpp as loader
+from strongroom.model import memory_directory
 
 TOKENS = [1, 70, 12, 300, 261]
 OPTIONS = {"n_ctx": 64, "n_batch": 64, "logits_all": True, "n_threads": 1, "verbose": False}
@@ -43,16 +44,21 @@ def descriptors():
     )
 
 
-def in_shm():
-    return {name for name in os.listdir("/dev/shm") if name.startswith("strongroom-")}
-
-
 @pytest.fixture(autouse=True)
-def nothing_stays_behind():
-    before = in_shm(), descriptors()
-    yield
-    assert in_shm() <= before[0]
-    assert descriptors() <= before[1]
+def nothing_stays_behind(monkeypatch):
+    """Directories and files in memory that this process makes are gone after the test."""
+    before = descriptors()
+    made = []
+    real = memory_directory.tempfile.mkdtemp
+
+    def mkdtemp(*arguments, **options):
+        made.append(real(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(memory_directory.tempfile, "mkdtemp", mkdtemp)
+    yield made
+    assert not any(map(os.path.exists, made))
+    assert descriptors() <= before
 
 
 @pytest.mark.parametrize("use_mmap", [None, True, False])

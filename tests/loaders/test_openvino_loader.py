@@ -12,6 +12,7 @@ import strongroom
 from strongroom.errors import FormatError, NoMatchingRecipient, NotFound, PayloadTampered, UsageError
 from strongroom.loaders import openvino as loader
 from strongroom.loaders.openvino import openvino
+from strongroom.model import memory_directory
 
 SIZE = 128
 X = numpy.linspace(0, 1, SIZE, dtype="f4").reshape(1, SIZE)
@@ -64,15 +65,19 @@ def run(model):
     return compiled(X)[0]
 
 
-def in_shm():
-    return {name for name in os.listdir("/dev/shm") if name.startswith("strongroom-")}
-
-
 @pytest.fixture(autouse=True)
-def nothing_stays_behind():
-    before = in_shm()
-    yield
-    assert in_shm() <= before
+def nothing_stays_behind(monkeypatch):
+    """Directories in memory that this process makes are gone after the test."""
+    made = []
+    real = memory_directory.tempfile.mkdtemp
+
+    def mkdtemp(*arguments, **options):
+        made.append(real(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(memory_directory.tempfile, "mkdtemp", mkdtemp)
+    yield made
+    assert not any(map(os.path.exists, made))
 
 
 def churn():

@@ -15,6 +15,7 @@ from skops.io.exceptions import UntrustedTypesFoundException
 import strongroom
 from strongroom.errors import FormatError, NoMatchingRecipient, NotFound, PayloadTampered, UsageError
 from strongroom.loaders import sklearn as loader
+from strongroom.model import memory_directory
 
 RNG = numpy.random.default_rng(7)
 ROWS, LABELS = RNG.random((300, 8)), RNG.integers(0, 3, 300)
@@ -83,18 +84,28 @@ def test_pickle_needs_the_callers_word(said, tmp_path, seal, key):
     assert not (tmp_path / "touched").exists()
 
 
-def in_shm():
-    return {name for name in os.listdir("/dev/shm") if name.startswith("strongroom-")}
+@pytest.fixture(autouse=True)
+def nothing_stays_behind(monkeypatch):
+    """Directories in memory that this process makes are gone after the test."""
+    made = []
+    real = memory_directory.tempfile.mkdtemp
+
+    def mkdtemp(*arguments, **options):
+        made.append(real(*arguments, **options))
+        return made[-1]
+
+    monkeypatch.setattr(memory_directory.tempfile, "mkdtemp", mkdtemp)
+    yield made
+    assert not any(map(os.path.exists, made))
 
 
 @pytest.mark.parametrize("mode", ["r", "c", "r+"])
-def test_mapped(mode, tmp_path, seal, key):
+def test_mapped(mode, tmp_path, seal, key, nothing_stays_behind):
     folder = tmp_path / "dir" / "in"
     folder.mkdir(parents=True)
     joblib.dump({"weights": numpy.arange(1e5)}, folder / "m.joblib")
-    before = in_shm()
     mine = loader.joblib_load(seal(tmp_path / "dir"), mode, key=key, allow_pickle=True)["weights"]
-    assert in_shm() <= before
+    assert len(nothing_stays_behind) == 1
     assert isinstance(mine, numpy.memmap)
     assert numpy.array_equal(mine, numpy.arange(1e5))
     assert mine.flags.writeable is (mode != "r")
@@ -169,9 +180,7 @@ def test_tampered_and_wrong_key(mode, tmp_path, seal, key):
         raw = bytearray(path.read_bytes())
         raw[len(raw) // 2] ^= 1
         path.write_bytes(raw)
-    before = in_shm()
     with pytest.raises(PayloadTampered):
         loader.joblib_load(sealed[0], mode, key=key, allow_pickle=True)
     with pytest.raises(PayloadTampered):
         loader.skops_load(sealed[1], key=key)
-    assert in_shm() <= before
