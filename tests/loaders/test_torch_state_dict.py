@@ -2,10 +2,14 @@
 
 import gc
 import os
+import subprocess
+import sys
 
 import pytest
+import test_no_plaintext_on_disk as tracing
 import torch
 import transformers
+from marking import MARK
 
 import strongroom
 from strongroom import SecretBytes, SymmetricKey
@@ -204,6 +208,45 @@ def test_tampered(tmp_path, key, net):
     with pytest.raises(PayloadTampered):
         loader.load_into(module, place, key=key)
     assert_same(module.state_dict(), before)
+
+
+SEAL = """
+import sys, torch
+from marking import marked
+from strongroom.loaders import torch as loader
+state = {str(i): torch.from_numpy(marked(512, i)) for i in range(4)}
+loader.seal_state_dict(state, sys.argv[1], model_id="m")
+"""
+
+
+@pytest.mark.skipif(tracing.PROBLEM is not None, reason=str(tracing.PROBLEM))
+def test_sealing_writes_no_plaintext(tmp_path, key):
+    log = tmp_path / "trace"
+    done = subprocess.run(
+        [
+            *("strace", "-f", "-y", "-qq", "-s", "4096", "-e", "signal=none"),
+            *("-e", f"trace={tracing.CALLS}", "-o", log),
+            *(sys.executable, "-W", "ignore", "-c", SEAL, tmp_path / "m.sealed"),
+        ],
+        env=os.environ
+        | {
+            "STRONGROOM_KEY": tracing.ENVIRONMENT_KEY,
+            "PYTHONPATH": os.path.dirname(__file__),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "HOME": str(tmp_path),
+            "TMPDIR": str(tmp_path),
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    trace = tracing.parse(log.read_text(errors="replace"))
+    assert trace.written  # the sealed file
+    assert trace.marked == []
+    assert trace.shared_maps == []
+    assert {path.name for path in tmp_path.iterdir()} == {"trace", "m.sealed"}
+    assert MARK not in (tmp_path / "m.sealed").read_bytes()
+    assert loader.load(tmp_path / "m.sealed", key=key)["0"].numpy().tobytes().count(MARK) > 1000
 
 
 def memory(field):
