@@ -216,6 +216,19 @@ def test_forced_by_the_environment(tmp_path, seal, key, monkeypatch):
         loader.load(seal(tmp_path / "m.pt"), key=key, weights_only=False)
 
 
+@pytest.mark.parametrize(
+    "load", [lambda *a, **k: loader.load(*a, mmap=True, **k), loader.jit_load], ids=["mmap", "jit"]
+)
+def test_tampered_on_the_way_into_a_memory_file(tmp_path, seal, key, load):
+    torch.save({"w": torch.randn(2048, 1024)}, tmp_path / "m.pt")
+    sealed = seal(tmp_path / "m.pt")
+    raw = bytearray(sealed.read_bytes())
+    raw[len(raw) // 2] ^= 1
+    sealed.write_bytes(raw)
+    with pytest.raises(PayloadTampered):
+        load(sealed, key=key)
+
+
 @pytest.mark.parametrize("public", [False, True])
 def test_tampered(tmp_path, seal, key, public, request):
     if public:

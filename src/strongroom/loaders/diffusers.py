@@ -27,12 +27,14 @@ os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 try:
     import diffusers
     import torch
+    import transformers
     from torch.overrides import TorchFunctionMode
 except ModuleNotFoundError as error:
     missing = extra_for(error, error.name or "", "Loading Diffusers models", "diffusers")
-    raise (missing if error.name in ("torch", "diffusers") else error) from None
+    raise (missing if error.name in ("torch", "diffusers", "transformers") else error) from None
 
 from strongroom.loaders import sharded
+from strongroom.loaders import transformers as transformers_loader
 
 __all__ = ["from_pretrained"]
 
@@ -117,7 +119,7 @@ def from_pretrained(
             if issubclass(kind, diffusers.ModelMixin):
                 place = os.path.join(directory, name)
                 kwargs[name] = weights.model(kind, place, folder, of, {})
-            elif _is_transformers_model(kind):
+            elif issubclass(kind, transformers.PreTrainedModel):
                 kwargs[name] = weights.transformers_model(kind, folder, of)
         made = (auto_class or diffusers.DiffusionPipeline).from_pretrained(
             directory, low_cpu_mem_usage=False, **kwargs
@@ -138,12 +140,8 @@ def _components(index: str) -> Iterator[tuple[str, type]]:
 
 
 def _class(library: str, name: str) -> type:
-    if library == "transformers":
-        import transformers
-
-        module: Any = transformers
-    else:
-        module = diffusers if library == "diffusers" else getattr(diffusers.pipelines, library)
+    modules: dict[str, Any] = {"diffusers": diffusers, "transformers": transformers}
+    module = modules.get(library) or getattr(diffusers.pipelines, library)
     found = getattr(module, name, None)
     if not isinstance(found, type):
         raise UsageError(
@@ -151,12 +149,6 @@ def _class(library: str, name: str) -> type:
             hint="Install the version that the model was made with.",
         )
     return found
-
-
-def _is_transformers_model(kind: type) -> bool:
-    import transformers
-
-    return issubclass(kind, transformers.PreTrainedModel)
 
 
 class _Weights:
@@ -177,13 +169,9 @@ class _Weights:
         return self._variant if not folder or self.has_variant(folder) else None
 
     def transformers_model(self, kind: type, folder: str, dtype: Any) -> Any:
-        import transformers
-
-        from strongroom.loaders import transformers as loader
-
         # Its name since 4.56; the former gives a warning.
         new = tuple(map(int, transformers.__version__.split(".")[:2])) >= (4, 56)
-        return loader.from_pretrained(
+        return transformers_loader.from_pretrained(
             self._model,
             auto_class=kind,
             subfolder=folder,
