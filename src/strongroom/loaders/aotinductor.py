@@ -198,7 +198,7 @@ def _load(directory: str, *arguments: Any) -> Any:
         if "failed to map segment" in text or "Operation not permitted" in text:
             raise StorageError(
                 "The system does not let a program run from memory.",
-                hint="Allow it (sysctl vm.memfd_noexec=0, the rules of SELinux or AppArmor), or load "
-                "the exported program instead of the compiled one.",
+                hint="Allow it in the rules of SELinux or AppArmor, or load the exported program instead of "
+                "the compiled one.",
             ) from None
         raise
