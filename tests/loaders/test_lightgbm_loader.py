@@ -59,9 +59,7 @@ def test_file_of_a_directory(plain, tmp_path, seal, key):
             loader.booster(model, path="none.txt")
 
 
-@pytest.mark.parametrize(
-    "content", [b"", b"tree\n", b"secret text", b"\0" * 100, "cut", "CR LF", "Latin-1"]
-)
+@pytest.mark.parametrize("content", [b"", b"tree\n", b"secret text", b"\0" * 100, "cut", "CR LF"])
 def test_not_a_model(content, plain, tmp_path, seal, key):
     """Cut, or with CR LF, LightGBM itself would crash."""
     whole = plain.read_bytes()
@@ -69,8 +67,6 @@ def test_not_a_model(content, plain, tmp_path, seal, key):
         content = whole[: whole.index(b"\nend of trees") - 50]
     elif content == "CR LF":
         content = whole.replace(b"\n", b"\r\n")
-    elif content == "Latin-1":
-        content = whole.decode().encode("latin-1")
     (tmp_path / "bad.txt").write_bytes(content)
     with pytest.raises(FormatError, match=r"bad\.txt is not a whole LightGBM model") as error:
         loader.booster(seal(tmp_path / "bad.txt"), key=key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import io
 import mmap
 import posixpath
 import sys
@@ -151,9 +152,13 @@ def import_model(
         RuntimeError: as OpenVINO raises it.
     """
     config = _without_cache(device_name, config or {})
+    core = core or openvino.Core()
     with opened(model_stream, key) as model:
-        tensor = _tensor(model, pick(model, path, _BLOBS, "OpenVINO blob"))
-    return (core or openvino.Core()).import_model(tensor, device_name, config)
+        name = pick(model, path, _BLOBS, "OpenVINO blob")
+        try:
+            return core.import_model(_tensor(model, name), device_name, config)
+        except TypeError:  # seen up to 2025.3, which takes bytes or BytesIO alone and copies them
+            return core.import_model(io.BytesIO(model.read(name)), device_name, config)
 
 
 def _is_ir(model: SealedModel, name: str) -> bool:
