@@ -120,10 +120,11 @@ def compile_model(
     """
     # Without a name 2026.4 does not look at this CACHE_DIR.
     device_name = device_name or "AUTO"
-    config = _without_cache(device_name, config or {})
+    config = dict(config or {})
+    _refuse_cache(device_name, config)
     core = core or openvino.Core()
     read = read_model(model, weights, key=key, path=path, core=core)
-    return core.compile_model(read, device_name, config)
+    return core.compile_model(read, device_name, {**config, "CACHE_DIR": ""})
 
 
 def import_model(
@@ -151,7 +152,8 @@ def import_model(
         StrongroomError: the model cannot be opened, or is not authentic.
         RuntimeError: as OpenVINO raises it.
     """
-    config = _without_cache(device_name, config or {})
+    config = dict(config or {})
+    _refuse_cache(device_name, config)
     core = core or openvino.Core()
     with opened(model_stream, key) as model:
         name = pick(model, path, _BLOBS, "OpenVINO blob")
@@ -225,12 +227,7 @@ def _belonging(model: SealedModel, name: str) -> list[str]:
     return [name, *(one for one in below if one != name)]
 
 
-def _without_cache(device_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config, with the cache switched off.
-
-    Raises:
-        UsageError: it asks for one.
-    """
+def _refuse_cache(device_name: str, config: Mapping[str, Any]) -> None:
     if _asks_for_cache(config):
         raise UsageError(
             "OpenVINO's cache writes the weights of a sealed model to the disk, in clear.",
@@ -242,7 +239,6 @@ def _without_cache(device_name: str, config: Mapping[str, Any]) -> dict[str, Any
             "The driver of the NPU keeps compiled models on the disk.",
             hint=f'Say config={{"{_NPU_CACHE}": True}}.',
         )
-    return {**config, "CACHE_DIR": ""}
 
 
 def _asks_for_cache(config: Mapping[str, Any]) -> bool:
