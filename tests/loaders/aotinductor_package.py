@@ -1,25 +1,28 @@
 """A compiled package with weights full of the mark, made in a process of its own.
 
-    python aotinductor_package.py make FOLDER BYTES
+    python aotinductor_package.py make FOLDER
     python aotinductor_package.py load SEALED
 
 In a process of its own because of the compiler's warnings. What does not depend on the model stays in
 torch's own cache in the temporary directory, and later ones take half the time.
 """
 
+import functools
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 from marking import COLUMNS, marked
 
 COUNT = 4
+SIZE = 32 << 20
 
 
-def network(size):
+def network():
     import torch
 
-    rows = max(1, size // COUNT // (4 * COLUMNS))
+    rows = SIZE // COUNT // (4 * COLUMNS)
 
     class Network(torch.nn.Module):
         def __init__(self):
@@ -35,22 +38,30 @@ def network(size):
     return Network().eval().requires_grad_(False)
 
 
-def make(folder, size):
+@functools.cache
+def _made():
+    """Compiled once in a test run, which takes a quarter of a minute."""
+    with tempfile.TemporaryDirectory() as folder:
+        subprocess.run(
+            [sys.executable, "-W", "ignore", __file__, "make", folder],
+            check=True,
+            capture_output=True,
+        )
+        return Path(folder, "m.pt2").read_bytes()
+
+
+def make(folder):
     """The place of a package for :func:`network`."""
-    subprocess.run(
-        [sys.executable, "-W", "ignore", __file__, "make", folder, str(size)],
-        check=True,
-        capture_output=True,
-    )
+    (folder / "m.pt2").write_bytes(_made())
     return folder / "m.pt2"
 
 
 def main():
     import torch
 
-    action, place, *size = sys.argv[1:]
+    action, place = sys.argv[1:]
     if action == "make":
-        program = torch.export.export(network(int(*size)), (torch.zeros(2, COLUMNS),))
+        program = torch.export.export(network(), (torch.zeros(2, COLUMNS),))
         torch._inductor.aoti_compile_and_package(program, package_path=str(Path(place, "m.pt2")))
     else:
         from strongroom.loaders import torch as loader

@@ -28,18 +28,18 @@ from strongroom.loaders import torch as loader
 pytestmark = pytest.mark.skipif(
     shutil.which("g++") is None, reason="packages are compiled with g++, which is not installed"
 )
-SIZE = 48 << 20
+SIZE = aotinductor_package.SIZE
 X = torch.linspace(-1, 1, 2 * aotinductor_package.COLUMNS).reshape(2, -1)
 
 
 @pytest.fixture(scope="module")
 def package(tmp_path_factory):
-    return aotinductor_package.make(tmp_path_factory.mktemp("package"), SIZE)
+    return aotinductor_package.make(tmp_path_factory.mktemp("package"))
 
 
 @pytest.fixture(scope="module")
 def expected():
-    return aotinductor_package.network(SIZE)(X)
+    return aotinductor_package.network()(X)
 
 
 @pytest.fixture(autouse=True)
@@ -113,7 +113,7 @@ def test_two_copies(package, seal, key):
 def test_constants_can_be_replaced(package, seal, key, expected):
     model = loader.aoti_load_package(seal(package), key=key, num_runners=2)
     names = model.get_constant_fqns()
-    state = aotinductor_package.network(SIZE).state_dict()
+    state = aotinductor_package.network().state_dict()
     model.load_constants({name: state[name] * 2 for name in names}, check_full_update=True)
     assert not torch.equal(model(X), expected)
     model.load_constants({name: state[name] for name in names}, check_full_update=True)
