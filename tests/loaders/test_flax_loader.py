@@ -151,7 +151,13 @@ def test_tampered_and_wrong_key(plain, seal, key):
 
 @pytest.mark.parametrize(
     ("name", "extra"),
-    [("flax", "flax"), ("xgboost", "xgboost"), ("lightgbm", "lightgbm"), ("llama_cpp", "llama-cpp")],
+    [
+        ("flax", "flax"),
+        ("xgboost", "xgboost"),
+        ("lightgbm", "lightgbm"),
+        ("llama_cpp", "llama-cpp"),
+        ("openvino", "openvino"),
+    ],
 )
 def test_missing_extra(name, extra):
     script = f"""

@@ -1,5 +1,6 @@
 import os
 import pickle
+import sys
 
 import joblib
 import numpy
@@ -13,7 +14,14 @@ from skops import io as skops_io
 from skops.io.exceptions import UntrustedTypesFoundException
 
 import strongroom
-from strongroom.errors import FormatError, NoMatchingRecipient, NotFound, PayloadTampered, UsageError
+from strongroom.errors import (
+    FormatError,
+    MissingExtra,
+    NoMatchingRecipient,
+    NotFound,
+    PayloadTampered,
+    UsageError,
+)
 from strongroom.loaders import sklearn as loader
 from strongroom.model import memory_directory
 
@@ -167,6 +175,19 @@ def test_not_of_the_format(tmp_path, seal, key):
     sealed = seal(tmp_path / "none.pkl")
     with pytest.raises(EOFError):
         loader.joblib_load(sealed, key=key, allow_pickle=True)
+
+
+@pytest.mark.parametrize("package", ["skops", "joblib"])
+def test_missing_extra(package, tmp_path, seal, key, monkeypatch):
+    joblib.dump([1], tmp_path / "m")
+    sealed = seal(tmp_path / "m")
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingExtra) as error:
+        if package == "skops":
+            loader.skops_load(sealed, key=key)
+        else:
+            loader.joblib_load(sealed, key=key, allow_pickle=True)
+    assert "strongroom[sklearn]" in error.value.hint
 
 
 @pytest.mark.parametrize("mode", [None, "r"])
