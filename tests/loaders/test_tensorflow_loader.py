@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 import threading
+import types
 
 import pytest
 
@@ -273,18 +274,17 @@ def test_the_operation_across_two_pieces(cut, monkeypatch):
     mark = b"\x12\x0bTRTEngineOp"
     content = b"abc" + mark + b"def"
 
-    class Content:
-        def copy_to(self, write):
-            write(memoryview(content[: 3 + cut]))
-            write(memoryview(content[3 + cut : 3 + cut + 1]))
-            write(memoryview(content[3 + cut + 1 :]))
+    def copy_to(write):
+        write(memoryview(content[: 3 + cut]))
+        write(memoryview(content[3 + cut : 3 + cut + 1]))
+        write(memoryview(content[3 + cut + 1 :]))
 
-    class Model:
-        def content(self, name):
-            return Content()
-
+    model = types.SimpleNamespace(
+        files={"saved_model.pb": types.SimpleNamespace(size=len(content))},
+        content=lambda name: types.SimpleNamespace(copy_to=copy_to),
+    )
     with pytest.raises(UsageError, match="TF-TRT"):
-        loader._copy(Model(), "saved_model.pb", io.BytesIO())
+        loader._copy(model, "saved_model.pb", io.BytesIO())
 
 
 @pytest.fixture(scope="module")
