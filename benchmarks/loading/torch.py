@@ -57,6 +57,8 @@ def build_export(folder: Path, size: int) -> Path:
 
 
 def build_package(folder: Path, size: int) -> Path:
+    # torch's cache would keep a copy of each.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(folder / "cache")
     program = torch.export.export(network(size), (X,))
     torch._inductor.aoti_compile_and_package(program, package_path=str(folder / "m.pt2"))
     return folder / "m.pt2"
