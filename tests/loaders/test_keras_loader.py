@@ -258,6 +258,19 @@ def test_safe_mode(tmp_path, seal, key, name):
     assert loader.load_model(sealed, safe_mode=False, key=key)(numpy.ones((1, 3)))[0, 0] == 2
 
 
+def test_safe_mode_of_a_keras_without_it(tmp_path, seal, key, monkeypatch):
+    """As Keras 3.6 to 3.8, which run what is in HDF5 whatever safe_mode says."""
+    inner = keras.Sequential([keras.Input((3,)), keras.layers.Lambda(lambda x: x * 2)])
+    model = keras.Sequential([keras.Input((3,)), inner])
+    model.save(tmp_path / "m.h5")
+    sealed = seal(tmp_path / "m.h5")
+    monkeypatch.setattr(loader, "_unpublished", lambda *arguments: None)
+    with pytest.raises(UsageError, match="Lambda") as error:
+        loader.load_model(sealed, key=key)
+    assert "Update Keras" in error.value.hint
+    assert loader.load_model(sealed, safe_mode=False, key=key)(numpy.ones((1, 3)))[0, 0] == 2
+
+
 def test_when_keras_believes_that_memory_is_short(
     tmp_path, seal, key, trained, files, monkeypatch, request
 ):

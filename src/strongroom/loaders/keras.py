@@ -213,7 +213,19 @@ def _load_hdf5(model: SealedModel, name: str, options: Mapping[str, Any]) -> Any
             )
         if load is not None:
             return load(file, **options)
+        if options["safe_mode"] and _has_lambda(json.loads(file.attrs["model_config"])):
+            raise UsageError(
+                f"{name} in {model.name} has a Lambda, whose code Keras {keras.__version__} would run: "
+                "for HDF5 it knows no safe_mode.",
+                hint="Update Keras; or if you trust the model, give safe_mode=False.",
+            )
     return _load_placed(model, name, "model.h5", options)
+
+
+def _has_lambda(config: Any) -> bool:
+    if isinstance(config, dict):
+        return config.get("class_name") == "Lambda" or any(map(_has_lambda, config.values()))
+    return isinstance(config, list) and any(map(_has_lambda, config))
 
 
 def _load_folder(model: SealedModel, folder: str, options: Mapping[str, Any]) -> Any:
