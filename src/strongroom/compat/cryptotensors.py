@@ -25,6 +25,7 @@ from typing import Any, ClassVar, Final
 
 from strongroom.compat.base import Codec, PlainFile, Write
 from strongroom.compat.safetensors_stream import CODES, TensorInfo, groups, header, raw_bytes
+from strongroom.compat.streams import pieces
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import (
     AccessError,
@@ -267,9 +268,7 @@ def _place(source: Source) -> Iterator[str]:
     if isinstance(source, LocalSource):
         yield f"/proc/self/fd/{source.fileno()}"
         return
-    with memory_file("model.cryptotensors", source.size) as (memory, place):
-        for start in range(0, source.size, source.request):
-            source.read_into(start, memory[start : start + source.request])
+    with memory_file("model", lambda write: pieces(source, 0, source.size, write)) as place:
         yield place
 
 

@@ -13,12 +13,13 @@ import os
 import posixpath
 import weakref
 import zipfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Final
 
 from strongroom.errors import NotFound, StorageError, UsageError
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
-from strongroom.model.memory import sealed_memory_file
+from strongroom.model.memory import allocate, memory_file
 from strongroom.model.memory_directory import memory_directory
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
@@ -32,6 +33,7 @@ __all__ = ["aoti_load_package"]
 
 _MODELS: Final = "data/aotinductor/"
 _CONSTANTS: Final = "data/constants/"
+_PIECE: Final = 16 << 20
 _SMALL: Final = 1 << 20
 # Larger files go to memory files: in a container /dev/shm often has no more than 64 MB.
 
@@ -162,15 +164,20 @@ def _place(
             out.write(archive.read(member))
         return
 
-    def fill(memory: memoryview) -> None:
+    def copy_to(write: Callable[[memoryview], None]) -> None:
+        buffer = allocate(_PIECE)
         if member.compress_type == zipfile.ZIP_STORED:
-            model.read_into(name, memory, _start(model, name, member))
+            start = _start(model, name, member)
+            for offset in range(0, member.file_size, _PIECE):
+                piece = buffer[: min(_PIECE, member.file_size - offset)]
+                model.read_into(name, piece, start + offset)
+                write(piece)
             return
         with archive.open(member) as packed:
-            while count := packed.readinto(memory):  # type: ignore[attr-defined]  # IO[bytes] in typeshed
-                memory = memory[count:]
+            while count := packed.readinto(buffer):  # type: ignore[attr-defined]  # IO[bytes] in typeshed
+                write(buffer[:count])
 
-    os.symlink(stack.enter_context(sealed_memory_file("package", member.file_size, fill)), target)
+    os.symlink(stack.enter_context(memory_file("package", copy_to)), target)
 
 
 def _start(model: SealedModel, name: str, member: zipfile.ZipInfo) -> int:

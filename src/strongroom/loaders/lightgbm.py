@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 from typing import Any, Final
 
 from strongroom.errors import FormatError
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
-from strongroom.model.memory import memory_file
 from strongroom.providers.sources import KeySource
 
 try:
@@ -45,12 +46,19 @@ def booster(
     """
     with opened(model_file, key) as model:
         name = pick(model, path, _SUFFIXES, "LightGBM")
-        with memory_file("model.txt", model.files[name].size) as (memory, place):
-            model.read_into(name, memory)
+        with model.path(name) as place:
             # On a file that is cut short, or has CR LF, LightGBM 4.7 crashes the process.
-            if not _WHOLE.match(memory):
+            if not _is_whole(place):
                 raise FormatError(
                     f"{name} is not a whole LightGBM model.",
                     hint="Seal what booster.save_model wrote, with its own ends of lines.",
                 )
             return lightgbm.Booster(params, model_file=place)
+
+
+def _is_whole(place: str) -> bool:
+    with open(place, "rb") as file:
+        if not os.fstat(file.fileno()).st_size:
+            return False
+        with mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as text:
+            return _WHOLE.match(text) is not None

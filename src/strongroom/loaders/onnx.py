@@ -12,7 +12,6 @@ from typing import Any, Final
 
 from strongroom.errors import NotFound, UsageError
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
-from strongroom.model.memory import memory_file
 from strongroom.model.memory_directory import memory_directory, place_files
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
@@ -35,7 +34,7 @@ __all__ = ["session"]
 
 _SUFFIXES: Final = (".onnx", ".ort")
 _IN_MEMORY: Final = "add_external_initializers_from_files_in_memory"
-_DATA_MISSING: Final = re.compile(r"External data|/proc/self/fd/\D")
+_DATA_MISSING: Final = re.compile(r"External data|/proc/\d+/fd/\D")
 # In the messages of 1.31 and 1.20: the graph names a file, and beside the memory file there is none.
 _MAX_TENSOR: Final = 2 << 30
 # ONNX Runtime takes files of any size from memory, but no single tensor of this size.
@@ -102,16 +101,14 @@ def _from_ort_format(
     # lie in the bytes ("use_ort_model_bytes_for_initializers") crashes in 1.31 with some operators.
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.load_model_format", "ORT")
-    with memory_file("model.ort", model.files[name].size) as (memory, place):
-        model.read_into(name, memory)
+    with model.path(name) as place:
         return onnxruntime.InferenceSession(place, options, *arguments, **kwargs)
 
 
 def _from_onnx(model: SealedModel, name: str, options: Any, *arguments: Any, **kwargs: Any) -> Any:
     # From bytes ONNX Runtime would make two more copies, from a file one; and it would look in the
     # current directory for data that the model does not have.
-    with memory_file("model.onnx", model.files[name].size) as (graph, place):
-        model.read_into(name, graph)
+    with model.path(name) as place:
         external = _external_data(model, name, place)
         if not external:
             try:

@@ -19,7 +19,6 @@ from strongroom.errors import NotFound, UsageError
 from strongroom.loaders.cuda import require_driver
 from strongroom.loaders.paddle_pickle import HandOver, load_plain
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
-from strongroom.model.memory import memory_file
 from strongroom.model.memory_directory import memory_directory
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
@@ -79,8 +78,7 @@ def load(
         start = bytearray(1)
         del start[model.read_into(name, start) :]
         if allow_pickle or configs.get("safetensors") or start.startswith(_NO_PICKLE):
-            with memory_file("model.pdparams", model.files[name].size) as (memory, place):
-                model.read_into(name, memory)
+            with model.path(name) as place:
                 return paddle.load(place, **configs)
         with io.BufferedReader(model.open(name), _BUFFER) as file:
             unpickled = pickle.dumps(HandOver(load_plain(file, name)))
@@ -291,8 +289,7 @@ def _placed(model: SealedModel, names: Iterable[str]) -> Iterator[str]:
     with ExitStack() as stack:
         directory = stack.enter_context(memory_directory())
         for name in names:
-            memory, place = stack.enter_context(memory_file("model", model.files[name].size))
-            model.read_into(name, memory)
+            place = stack.enter_context(model.path(name))
             os.symlink(place, os.path.join(directory, os.path.basename(name)))
         yield directory
 

@@ -28,7 +28,6 @@ from strongroom.loaders.aotinductor import aoti_load_package
 from strongroom.loaders.source import ModelSource, archive_members, extra_for, opened, pick
 from strongroom.model.collect import checked_path
 from strongroom.model.location import local
-from strongroom.model.memory import memory_file
 from strongroom.model.output import open_file_output
 from strongroom.model.reader import SealedModel
 from strongroom.model.writer import SealedWriter, build_meta
@@ -85,8 +84,7 @@ def load(
     with opened(f, key) as model:
         name = pick(model, path, _SUFFIXES, "PyTorch")
         if mmap:
-            with memory_file("model.pt", model.files[name].size) as (memory, place):
-                model.read_into(name, memory)
+            with model.path(name) as place:
                 return torch.load(
                     place, map_location, weights_only=weights_only, mmap=True, **pickle_load_args
                 )
@@ -119,8 +117,7 @@ def jit_load(
     with opened(f, key) as model:
         name = pick(model, path, (".pt", ".pth", ".ts", ".jit", ".torchscript"), "TorchScript")
         # A file object would be read as one bytes and copied twice more.
-        with memory_file("model.pt", model.files[name].size) as (memory, place):
-            model.read_into(name, memory)
+        with model.path(name) as place:
             module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]  # torch has no types here
                 place, map_location, _extra_files
             )

@@ -11,14 +11,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final
 
-__all__ = [
-    "BufferPool",
-    "address_of",
-    "allocate",
-    "allocate_bytes",
-    "memory_file",
-    "sealed_memory_file",
-]
+from strongroom.errors import os_errors
+
+__all__ = ["BufferPool", "address_of", "allocate", "allocate_bytes", "memory_file"]
 
 _HUGE: Final = 2 << 20
 _POOLED: Final = 8 << 20
@@ -110,51 +105,32 @@ def allocate_bytes(size: int) -> Iterator[tuple[memoryview, io.BytesIO]]:
 
 
 @contextmanager
-def memory_file(name: str, size: int) -> Iterator[tuple[memoryview, str]]:
-    """Memory to fill, and a path under which it can be opened; it is never on a disk.
+def memory_file(name: str, copy_to: Callable[[Callable[[memoryview], None]], object]) -> Iterator[str]:
+    """A path to what ``copy_to`` hands to its argument, in memory and never on a disk.
 
-    The path lives as long as the ``with`` block; what has been opened or mapped from it stays.
+    Nobody can change it any more. The path lives as long as the ``with`` block, for child processes of
+    the same user too; what has been opened or mapped from it stays.
+
+    Written, not filled through a mapping: that takes a page fault for each 4 KiB (400 MB: 0.36 s,
+    written 0.30 s).
     """
-    descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
-    try:
-        with _mapped(descriptor, size) as view:
-            yield view, f"/proc/self/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def sealed_memory_file(name: str, size: int, fill: Callable[[memoryview], object]) -> Iterator[str]:
-    """As :func:`memory_file`, but filled first, and then nobody can change it any more.
-
-    Child processes of the same user can open the path too.
-    """
-    # Linux 6.3 logs a warning about memory files that do not say whether they may be executed.
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
+    # A name has at most 249 bytes.
+    short = os.fsdecode(os.fsencode(name)[:200])
     try:
-        descriptor = os.memfd_create(name, flags | _NOEXEC_SEAL)
+        # Linux 6.3 logs a warning about memory files that do not say whether they may be executed.
+        descriptor = os.memfd_create(short, flags | _NOEXEC_SEAL)
     except OSError:
-        descriptor = os.memfd_create(name, flags)
+        descriptor = os.memfd_create(short, flags)
+
+    def write(data: memoryview) -> None:
+        with os_errors("memory"):
+            while data:
+                data = data[os.write(descriptor, data) :]
+
     try:
-        with _mapped(descriptor, size) as view:
-            fill(view)
+        copy_to(write)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         yield f"/proc/{os.getpid()}/fd/{descriptor}"
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def _mapped(descriptor: int, size: int) -> Iterator[memoryview]:
-    os.ftruncate(descriptor, size)
-    if size == 0:
-        yield memoryview(bytearray())
-        return
-    memory = mmap.mmap(descriptor, size)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    view = memoryview(memory)
-    yield view
-    # Not after an error: frames of its traceback refer to parts, and the mapping goes with them.
-    view.release()
-    memory.close()

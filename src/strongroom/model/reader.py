@@ -34,7 +34,7 @@ from strongroom.format.paths import MANIFEST, SEALED_SUFFIX
 from strongroom.keys.base import Identity, unwrap
 from strongroom.model.file import SealedFile
 from strongroom.model.location import is_url, local
-from strongroom.model.memory import allocate, allocate_bytes, sealed_memory_file
+from strongroom.model.memory import allocate, allocate_bytes, memory_file
 from strongroom.model.memory_directory import memory_directory, place_files
 from strongroom.model.payload import ClearContent, Content, Progress, SealedContent
 from strongroom.model.storage import LocalSource, LocalTree, Source, Tree
@@ -323,9 +323,7 @@ class SealedModel:
             file = self._path(name)
             base = file.rpartition("/")[2]
             if not named:
-                # The name of a memory file has at most 249 bytes.
-                short = base.encode()[:200].decode(errors="ignore")
-                with sealed_memory_file(short, content.size, content.read_into) as place:
+                with memory_file(base, content.copy_to) as place:
                     yield place
                 return
             with memory_directory(content.size) as directory:
