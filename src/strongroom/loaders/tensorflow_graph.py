@@ -74,9 +74,9 @@ def graph_def_load(
             default a dict of all that nothing in the graph consumes, by node.
         name: a prefix for the names in the function's graph, as in ``import_graph_def``.
         capture_weights: hand weights of 64 KiB and more to the function as tensors that it captures, as
-            those of a SavedModel, and not as constants: one copy of them, and no optimisation that
-            takes minutes. TensorFlow then cannot fold constants; calls may take longer (1.4 times with
-            a ResNet-50) and results may differ in the last bits.
+            those of a SavedModel, and not as constants: one copy of them, and a first call that does
+            not optimise for long (15 s with 200 MB). TensorFlow then cannot fold constants: calls may
+            take longer (1.5 times with a ResNet-50), and results may differ in the last bits.
 
     Raises:
         StrongroomError: the model cannot be opened, or is not authentic.
