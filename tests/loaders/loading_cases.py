@@ -6,8 +6,9 @@
 
 Modules ``loading_cases_*.py`` beside this one add to ``CASES`` and ``COPIES``, one for each framework.
 
-The key is read from the environment. ``peak`` prints two numbers: by how many bytes the resident
-memory rose at most while the model was loaded, and by how many it was higher afterwards.
+The key is read from the environment. ``peak`` prints two numbers: by how many bytes the memory of the
+process, and of files in memory, rose at most while the model was loaded, and by how many it was higher
+afterwards.
 """
 
 import gc
@@ -19,6 +20,7 @@ import warnings
 from pathlib import Path
 
 from marking import COLUMNS, MARK, marked
+from watching import in_use, status, watched
 
 CPU = ["CPUExecutionProvider"]
 
@@ -335,21 +337,16 @@ for _path in sorted(Path(__file__).parent.glob("loading_cases_*.py")):
     COPIES |= _module.COPIES
 
 
-def memory(field):
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith(field + ":"):
-            return int(line.split()[1]) << 10
-    raise KeyError(field)
-
-
 def peak(load, sealed, tiny):
     load(tiny)  # whatever the first load imports and allocates
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the highest value begins anew, proc(5)
-    before = memory("VmRSS")
-    kept = load(sealed)
+    before = in_use("self")
+    with watched() as highest:
+        kept = load(sealed)
     gc.collect()
-    print(memory("VmHWM") - before, memory("VmRSS") - before)
+    # Of what is mapped the kernel knows the highest value; files in memory are seen now and then.
+    print(max(*highest, status("self", "VmHWM")) - before, in_use("self") - before)
     del kept
 
 

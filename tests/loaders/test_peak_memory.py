@@ -1,6 +1,6 @@
 """How much memory a load takes at most, over the process with its framework imported.
 
-The figures are those of docs/reference/frameworks.md; memory files count, /dev/shm does not.
+The figures are those of docs/reference/frameworks.md; memory files and files in /dev/shm count.
 """
 
 import os
