@@ -19,6 +19,7 @@ _SUFFIXES: Final = (
 )
 """Of a directory, files with other names are not looked at."""
 
+_SAVED_MODELS: Final = ("saved_model.pb", "saved_model.pbtxt", "saved_model.cpb")
 _HEAD: Final = 256
 _MAX_SAFETENSORS_HEADER: Final = 100_000_000
 _MAX_CONFIG: Final = 16 << 20
@@ -104,10 +105,11 @@ def _tree_kind(model: SealedModel, path: str | None) -> str | None:
     ):
         return "transformers"
     if any(
-        name.startswith(folder) and f"/{name}".endswith(("/saved_model.pb", "/saved_model.pbtxt"))
-        for name in model.files
+        name.startswith(folder) and name.rpartition("/")[2] in _SAVED_MODELS for name in model.files
     ):
         return "tensorflow"
+    if {f"{folder}config.json", f"{folder}model.weights.h5"} <= model.files.keys():
+        return "keras"
     return None
 
 

@@ -68,10 +68,10 @@ class SealedFile(io.RawIOBase):
         self._check_open()
         left = max(0, self.size - self._position)
         wanted = left if size is None or size < 0 else min(size, left)
-        with allocate_bytes(wanted) as (memory, holder):
+        with allocate_bytes(wanted) as (memory, data):
             self._content.read_into(memory, self._position)
         self._position += wanted
-        return holder.getvalue()
+        return data
 
     def readall(self) -> bytes:
         return self.read()

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import mmap
 import os
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from functools import cache
+from typing import Any, Final
 
 from strongroom.errors import os_errors
 
@@ -83,23 +83,41 @@ class BufferPool:
             self._free.append(buffer)
 
 
-@contextmanager
-def allocate_bytes(size: int) -> Iterator[tuple[memoryview, io.BytesIO]]:
-    """Memory to fill, and the ``BytesIO`` whose ``getvalue()`` is then a ``bytes`` of it, uncopied.
+@cache
+def _new_bytes() -> Callable[[None, int], bytes]:
+    """``PyBytes_FromStringAndSize``, which only allocates if there is nothing to copy from."""
+    import ctypes  # 5 ms
 
-    For callees that take nothing but ``bytes``: ``BytesIO`` hands out its own buffer when nothing
-    else refers to it.
+    function = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)
+    return function(("PyBytes_FromStringAndSize", ctypes.pythonapi))
+
+
+@contextmanager
+def allocate_bytes(size: int) -> Iterator[tuple[memoryview, bytes]]:
+    """A new ``bytes`` of undefined content, and a view to fill it with before anybody looks at it.
+
+    For callees that take nothing but ``bytes``. Not by way of ``BytesIO``, which zeroes it first (400 MB
+    decrypted in 0.28 s, so in 0.12 s). The view keeps the ``bytes`` alive, and is released by the block.
     """
-    holder = io.BytesIO()
-    if size:
-        holder.seek(size - 1)
-        holder.write(b"\0")
-    with holder.getbuffer() as view:
+    if size == 0:
+        yield memoryview(bytearray()), b""
+        return
+    import ctypes
+
+    data = _new_bytes()(None, size)
+    start = id(data) + bytes.__basicsize__ - 1  # behind the header, less the final NUL
+    if size >= 2 * _HUGE and hasattr(mmap, "MADV_HUGEPAGE"):
+        first = -(-start // _HUGE) * _HUGE
+        length = (start + size - first) // _HUGE * _HUGE
+        libc = ctypes.CDLL(None)
+        libc.madvise(ctypes.c_void_p(first), ctypes.c_size_t(length), mmap.MADV_HUGEPAGE)
+    content: Any = (ctypes.c_char * size).from_address(start)
+    content.owner = data
+    with memoryview(content).cast("B") as view:
         try:
-            yield view, holder
+            yield view, data
         except BaseException as error:
-            # Views in the frames of a traceback would outlive the holder, and CPython 3.12 crashes
-            # when the garbage collector finds a BytesIO with views; nor is plaintext left there.
+            # No plaintext is left to the frames of a traceback.
             traceback.clear_frames(error.__traceback__)
             raise
 

@@ -264,9 +264,9 @@ class SealedModel:
     def read(self, path: str | None = None) -> bytes:
         """All of one file as ``bytes``."""
         content = self.content(path)
-        with allocate_bytes(content.size) as (memory, holder):
+        with allocate_bytes(content.size) as (memory, data):
             content.read_into(memory)
-        return holder.getvalue()
+        return data
 
     def read_into(
         self,

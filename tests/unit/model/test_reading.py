@@ -313,16 +313,28 @@ class TestMemory:
         if size >= 2 << 20:
             assert address_of(memory) % (2 << 20) == 0
 
-    @pytest.mark.parametrize("size", [0, 1, 100_000])
+    @pytest.mark.parametrize("size", [0, 1, 100_000, 5 << 20])
     def test_bytes_without_a_copy(self, size):
-        with allocate_bytes(size) as (memory, holder):
+        with allocate_bytes(size) as (memory, data):
             memory[:] = pattern("bytes", size)
-            address = address_of(memory) if size else None
-        data = holder.getvalue()
+            if size:
+                assert id(data) + bytes.__basicsize__ - 1 == address_of(memory)
         assert type(data) is bytes
         assert data == pattern("bytes", size)
-        if size > 1:
-            assert id(data) + bytes.__basicsize__ - 1 == address
+
+    def test_the_view_keeps_the_bytes(self):
+        with allocate_bytes(8 << 20) as (memory, data):
+            part = memory[-100:]
+            del data
+        gc.collect()
+        part[:] = bytes([7]) * 100
+        assert part[-1] == 7
+
+    def test_a_byte_is_not_the_one_that_all_share(self):
+        with allocate_bytes(1) as (memory, data):
+            memory[0] = 65
+        assert data == b"A"
+        assert bytes([65]) is not data
 
     @pytest.mark.parametrize("size", [0, 1, 100_000])
     def test_memory_file(self, size):
