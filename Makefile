@@ -14,8 +14,9 @@ GROUP_NAMES := test lint docs demo bench fuzz
 # llama.cpp is compiled; for any machine, and without what its tests do not need.
 LLAMA_FLAGS := -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
-# The tests wait for servers and children of their own more than for processors.
-PYTEST := $(BIN)/python -m pytest
+# A file of tests in one process, since what its frameworks compile is made once for a file; no more
+# processes than four, since each of them may come to hold every framework.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 

@@ -341,12 +341,12 @@ def peak(load, sealed, tiny):
     load(tiny)  # whatever the first load imports and allocates
     gc.collect()
     Path("/proc/self/clear_refs").write_text("5")  # the highest value begins anew, proc(5)
-    before = in_use("self")
+    before = in_use(os.getpid())
     with watched() as highest:
         kept = load(sealed)
     gc.collect()
     # Of what is mapped the kernel knows the highest value; files in memory are seen now and then.
-    print(max(*highest, status("self", "VmHWM")) - before, in_use("self") - before)
+    print(max(*highest, status(os.getpid(), "VmHWM")) - before, in_use(os.getpid()) - before)
     del kept
 
 

@@ -108,7 +108,7 @@ def with_a_large_tensor(monkeypatch):
 
 
 def in_shm():
-    return {name for name in os.listdir("/dev/shm") if name.startswith("strongroom-")}
+    return {name for name in os.listdir("/dev/shm") if name.startswith(f"strongroom-{os.getpid()}-")}
 
 
 @pytest.mark.parametrize("case", ["without_memory_api", "with_a_large_tensor"])

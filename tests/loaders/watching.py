@@ -29,7 +29,7 @@ def files_in_memory(pid):
             with contextlib.suppress(OSError):
                 if os.readlink(place).startswith("/memfd:"):
                     found[place.stat().st_ino] = place.stat().st_blocks << 9
-        for place in Path("/dev/shm").glob("strongroom-*/**/*"):
+        for place in Path("/dev/shm").glob(f"strongroom-{pid}-*/**/*"):
             with contextlib.suppress(OSError):
                 found[place.lstat().st_ino] = place.lstat().st_blocks << 9
     return sum(found.values())

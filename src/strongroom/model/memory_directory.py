@@ -34,7 +34,8 @@ def _in_memory(path: str) -> bool:
 def memory_directory(size: int = 0, parent: str = _PARENT) -> Iterator[str]:
     """A new directory that only this user can enter, in memory; removed with all in it.
 
-    A process that is killed leaves it behind, in memory, until the machine restarts.
+    A process that is killed leaves it behind, in memory, until the machine restarts; its name has the
+    number of the process.
 
     Args:
         size: how many bytes will be put there.
@@ -55,7 +56,7 @@ def memory_directory(size: int = 0, parent: str = _PARENT) -> Iterator[str]:
             hint="Make it larger (docker run --shm-size, or mount -o remount,size=…).",
         )
     with os_errors(parent):
-        path = tempfile.mkdtemp(prefix="strongroom-", dir=parent)  # 0700
+        path = tempfile.mkdtemp(prefix=f"strongroom-{os.getpid()}-", dir=parent)  # 0700
     try:
         yield path
     finally:
