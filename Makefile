@@ -51,10 +51,13 @@ test-core: $(CORE)/.complete ## the core with `cryptography` and nothing else in
 demo: $(VENV)/.demo ## train, seal, load, predict, tamper: on real data, in a minute
 	$(BIN)/python examples/digits.py
 
-bench: venv ## every figure of the README, as ratios; 15 GB of disk, half an hour
+bench: venv ## every figure of the README and the reference, as ratios; 15 GB of disk, an hour
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/parts.py
 	$(BIN)/python benchmarks/parts.py --cold
+	$(BIN)/python benchmarks/frameworks.py
+	$(BIN)/python benchmarks/gramine.py
+	$(BIN)/python benchmarks/fernet.py
 
 docs: venv ## the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
