@@ -68,9 +68,11 @@ def aoti_load_package(
 
     Args:
         f: the place of a sealed file or directory, or an open model.
-        run_single_threaded, device_index: as in torch.
+        run_single_threaded: as in torch.
+        device_index: as in torch.
         path: the ``.pt2`` file, if there are several.
-        model_name, num_runners: as in ``torch._inductor.package.load_package``.
+        model_name: as in ``torch._inductor.package.load_package``.
+        num_runners: as in ``torch._inductor.package.load_package``.
 
     Raises:
         StrongroomError: the model cannot be opened, or is not authentic.

@@ -68,7 +68,9 @@ def load_model(
 
     Args:
         filepath: the place of a sealed file or directory, or an open model.
-        custom_objects, compile, safe_mode: as in Keras.
+        custom_objects: as in Keras.
+        compile: as in Keras.
+        safe_mode: as in Keras.
         path: the file, or the folder of an unzipped model, if there are several.
 
     Raises:
@@ -110,7 +112,8 @@ def load_weights(
     Args:
         model: a Keras model that is built.
         filepath: the place of a sealed file or directory, or an open model.
-        skip_mismatch, kwargs: as in Keras.
+        skip_mismatch: as in Keras.
+        kwargs: as in Keras.
         path: the file, if there are several; of sharded weights the ``.weights.json``.
 
     Raises:

@@ -85,7 +85,7 @@ def joblib_load(
     Raises:
         UsageError: without ``allow_pickle``.
         StrongroomError: the model cannot be opened, or is not authentic.
-        Whatever unpickling raises.
+        Exception: whatever unpickling raises.
     """
     if allow_pickle is not True:
         raise UsageError(

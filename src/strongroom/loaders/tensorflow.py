@@ -46,7 +46,8 @@ def saved_model_load(
     the copy in memory is gone by then.
 
     Args:
-        tags, options: as in TensorFlow.
+        tags: as in TensorFlow.
+        options: as in TensorFlow.
         path: the folder of the SavedModel in the sealed directory, if there are several.
 
     Raises:

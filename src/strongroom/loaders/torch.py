@@ -207,7 +207,8 @@ def load_into(
     Args:
         key: also keys by model id, as for :func:`~strongroom.providers.by_model.key_of_model`.
         model_id: the only model to accept.
-        strict, assign: as in torch.
+        strict: as in torch.
+        assign: as in torch.
 
     Returns:
         What ``load_state_dict`` returns: the names that were missing and unexpected.
