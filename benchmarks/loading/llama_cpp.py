@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import llama_cpp
 import numpy
+from memory import memory_file
 
 OPTIONS: dict[str, Any] = {"n_ctx": 64, "n_batch": 64, "verbose": False}
 WIDTH = 1024
@@ -57,15 +57,8 @@ def build(folder: Path, size: int) -> Path:
 
 def plain(place: Path, use_mmap: bool = True) -> object:
     """From a memory file: the path itself would be mapped, and not read at all."""
-    descriptor = os.memfd_create("m.gguf")
-    try:
-        with place.open("rb", buffering=0) as file:
-            size, done = place.stat().st_size, 0
-            while done < size:
-                done += os.sendfile(descriptor, file.fileno(), done, size - done)
-        return llama_cpp.Llama(f"/proc/self/fd/{descriptor}", use_mmap=use_mmap, **OPTIONS)
-    finally:
-        os.close(descriptor)
+    with memory_file(place) as path:
+        return llama_cpp.Llama(path, use_mmap=use_mmap, **OPTIONS)
 
 
 def sealed(place: Path, key: bytes, use_mmap: bool | None = None) -> object:

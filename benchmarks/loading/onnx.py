@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy
+from memory import memory_file
 
 from strongroom.loaders.onnx import onnxruntime  # without its reports
 
@@ -53,11 +54,23 @@ def build_ort(folder: Path, size: int) -> Path:
 
 
 def plain(place: Path) -> Any:
-    return onnxruntime.InferenceSession(place, providers=CPU)
+    with memory_file(place) as path:
+        return onnxruntime.InferenceSession(path, providers=CPU)
+
+
+def plain_ort(place: Path) -> Any:
+    options = onnxruntime.SessionOptions()
+    options.add_session_config_entry("session.load_model_format", "ORT")
+    with memory_file(place) as path:
+        return onnxruntime.InferenceSession(path, options, providers=CPU)
 
 
 def plain_external(place: Path) -> Any:
-    return onnxruntime.InferenceSession(place / "m.onnx", providers=CPU)
+    options = onnxruntime.SessionOptions()
+    data = (place / "m.data").read_bytes()
+    options.add_external_initializers_from_files_in_memory(["m.data"], [data], [len(data)])
+    with memory_file(place / "m.onnx") as path:
+        return onnxruntime.InferenceSession(path, options, providers=CPU)
 
 
 def sealed(place: Path, key: bytes) -> Any:
@@ -69,5 +82,5 @@ def sealed(place: Path, key: bytes) -> Any:
 CASES = {
     "onnx": (build, plain, sealed),
     "onnx, external data": (build_external, plain_external, sealed),
-    "onnx, ORT format": (build_ort, plain, sealed),
+    "onnx, ORT format": (build_ort, plain_ort, sealed),
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from memory import memory_file
 
 TENSOR = 1024 * 1024 * 4
 
@@ -78,7 +79,8 @@ def plain_module(place: Path) -> Any:
 
 
 def plain_torchscript(place: Path) -> Any:
-    return torch.jit.load(place)
+    with memory_file(place) as path:
+        return torch.jit.load(path)
 
 
 def plain_export(place: Path) -> Any:

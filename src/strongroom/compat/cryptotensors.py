@@ -39,6 +39,7 @@ from strongroom.errors import (
 from strongroom.format.encoding import load_json
 from strongroom.loaders.source import extra_for
 from strongroom.model.memory import memory_file
+from strongroom.model.payload import WriteAt
 from strongroom.model.storage import LocalSource, Source
 
 try:
@@ -268,7 +269,18 @@ def _place(source: Source) -> Iterator[str]:
     if isinstance(source, LocalSource):
         yield f"/proc/self/fd/{source.fileno()}"
         return
-    with memory_file("model", lambda write: pieces(source, 0, source.size, write)) as place:
+
+    def fill(write_at: WriteAt) -> None:
+        offset = 0
+
+        def write(piece: memoryview) -> None:
+            nonlocal offset
+            write_at(offset, piece)
+            offset += len(piece)
+
+        pieces(source, 0, source.size, write)
+
+    with memory_file("model", fill) as place:
         yield place
 
 

@@ -13,7 +13,6 @@ import os
 import posixpath
 import weakref
 import zipfile
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any, Final
 
@@ -21,6 +20,7 @@ from strongroom.errors import NotFound, StorageError, UsageError
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
 from strongroom.model.memory import allocate, memory_file
 from strongroom.model.memory_directory import memory_directory
+from strongroom.model.payload import WriteAt
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
 
@@ -166,20 +166,22 @@ def _place(
             out.write(archive.read(member))
         return
 
-    def copy_to(write: Callable[[memoryview], None]) -> None:
+    def fill(write_at: WriteAt) -> None:
         buffer = allocate(_PIECE)
         if member.compress_type == zipfile.ZIP_STORED:
             start = _start(model, name, member)
             for offset in range(0, member.file_size, _PIECE):
                 piece = buffer[: min(_PIECE, member.file_size - offset)]
                 model.read_into(name, piece, start + offset)
-                write(piece)
+                write_at(offset, piece)
             return
+        offset = 0
         with archive.open(member) as packed:
             while count := packed.readinto(buffer):  # type: ignore[attr-defined]  # IO[bytes] in typeshed
-                write(buffer[:count])
+                write_at(offset, buffer[:count])
+                offset += count
 
-    os.symlink(stack.enter_context(memory_file("package", copy_to)), target)
+    os.symlink(stack.enter_context(memory_file("package", fill)), target)
 
 
 def _start(model: SealedModel, name: str, member: zipfile.ZipInfo) -> int:

@@ -123,14 +123,19 @@ def allocate_bytes(size: int) -> Iterator[tuple[memoryview, bytes]]:
 
 
 @contextmanager
-def memory_file(name: str, copy_to: Callable[[Callable[[memoryview], None]], object]) -> Iterator[str]:
-    """A path to what ``copy_to`` hands to its argument, in memory and never on a disk.
+def memory_file(
+    name: str, fill: Callable[[Callable[[int, memoryview], None]], object]
+) -> Iterator[str]:
+    """A path to what ``fill`` writes, in memory and never on a disk.
 
     Nobody can change it any more. The path lives as long as the ``with`` block, for child processes of
     the same user too; what has been opened or mapped from it stays.
 
-    Written, not filled through a mapping: that takes a page fault for each 4 KiB (400 MB: 0.36 s,
-    written 0.30 s).
+    Written by several threads, and not filled through a mapping, which takes a page fault for each 4 KiB
+    (400 MB: 0.36 s; written 0.16 s, and ``sendfile`` of a plain file takes 0.17 s).
+
+    Args:
+        fill: called with a function that takes an offset and bytes, to be called from any thread.
     """
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     # A name has at most 249 bytes.
@@ -141,13 +146,14 @@ def memory_file(name: str, copy_to: Callable[[Callable[[memoryview], None]], obj
     except OSError:
         descriptor = os.memfd_create(short, flags)
 
-    def write(data: memoryview) -> None:
+    def write_at(offset: int, data: memoryview) -> None:
         with os_errors("memory"):
             while data:
-                data = data[os.write(descriptor, data) :]
+                count = os.pwrite(descriptor, data, offset)
+                data, offset = data[count:], offset + count
 
     try:
-        copy_to(write)
+        fill(write_at)
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         yield f"/proc/{os.getpid()}/fd/{descriptor}"
     finally:

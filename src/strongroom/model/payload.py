@@ -24,10 +24,14 @@ from strongroom.model.memory import BufferPool, allocate
 from strongroom.model.parallel import default_threads, for_each, in_order
 from strongroom.model.storage import Source
 
-__all__ = ["ClearContent", "Content", "Progress", "SealedContent", "explain"]
+__all__ = ["ClearContent", "Content", "Progress", "SealedContent", "WriteAt", "explain"]
 
 Progress = Callable[[int], None]
 """Called with the number of bytes just done, from any thread."""
+
+
+WriteAt = Callable[[int, memoryview], None]
+"""Takes an offset in a file and what belongs there."""
 
 
 class Content(Protocol):
@@ -45,6 +49,10 @@ class Content(Protocol):
 
     def copy_to(self, write: Callable[[memoryview], None], progress: Progress | None = None) -> None:
         """Hand all of it to ``write``, in order."""
+        ...
+
+    def copy_at(self, write_at: WriteAt) -> None:
+        """Hand all of it, piece by piece with its offset, to ``write_at``: from several threads, in any order."""
         ...
 
     def close(self) -> None: ...
@@ -208,6 +216,20 @@ class SealedContent:
         with self._guard():
             in_order(pieces, size, produce, consume, self._source.threads)
 
+    def copy_at(self, write_at: WriteAt) -> None:
+        pool = BufferPool(min(self._group * self._layout.segment, max(1, self.size)))
+
+        def work(piece: int) -> None:
+            number = piece * self._group
+            members = min(self._group, self._layout.count - number)
+            offset = self._layout[number].plaintext
+            with pool.buffer() as buffer:
+                done = self._decrypt_group(number, members, buffer, offset, self.size)
+                write_at(offset, buffer[:done])
+
+        with self._guard():
+            for_each(-(-self._layout.count // self._group), work, self._source.threads)
+
     def check(self, progress: Progress | None = None) -> None:
         self.copy_to(lambda plaintext: None, progress)
 
@@ -263,6 +285,9 @@ class ClearContent:
             raise ValueError("I/O operation on a closed model.")
         write(self._memory)
         self.check(progress)
+
+    def copy_at(self, write_at: WriteAt) -> None:
+        self.copy_to(lambda plaintext: write_at(0, plaintext))
 
     def close(self) -> None:
         self._memory = memoryview(b"")

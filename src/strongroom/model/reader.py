@@ -323,7 +323,7 @@ class SealedModel:
             file = self._path(name)
             base = file.rpartition("/")[2]
             if not named:
-                with memory_file(base, content.copy_to) as place:
+                with memory_file(base, content.copy_at) as place:
                     yield place
                 return
             with memory_directory(content.size) as directory:

@@ -339,7 +339,10 @@ class TestMemory:
     @pytest.mark.parametrize("size", [0, 1, 100_000])
     def test_memory_file(self, size):
         content = memoryview(pattern("file", size))
-        with memory_file("x" * 300, lambda write: write(content)) as path, open(path, "rb") as file:
+        with (
+            memory_file("x" * 300, lambda write_at: write_at(0, content)) as path,
+            open(path, "rb") as file,
+        ):
             assert file.read() == content
         assert not os.path.exists(path) or "memfd" not in os.readlink(path)
 
