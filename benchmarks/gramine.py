@@ -45,7 +45,7 @@ class Content:
             write(self._piece[: self.size - start])
 
     def read_into(self, out, offset=0, progress=None) -> int:
-        raise NotImplementedError
+        raise NotImplementedError  # the writer asks for everything, in order
 
 
 def codec(processes: int) -> GramineCodec:
