@@ -186,10 +186,14 @@ def load_keras(sealed):
 
 
 def load_tflite(sealed):
+    import numpy
+
     from strongroom.loaders import tflite
 
     interpreter = tflite.interpreter(sealed)
     interpreter.allocate_tensors()
+    (row,) = interpreter.get_input_details()  # an index, at first whatever lay there
+    interpreter.set_tensor(row["index"], numpy.zeros(row["shape"], row["dtype"]))
     interpreter.invoke()
     return interpreter
 
