@@ -69,11 +69,6 @@ def plain_load(place: Path) -> Any:
     return torch.load(place)
 
 
-def plain_map(place: Path) -> Any:
-    """As strongroom's result: one block, and views of it; but of the file."""
-    return [tensor.sum() for tensor in torch.load(place, mmap=True).values()]
-
-
 def plain_module(place: Path) -> Any:
     return torch.load(place, weights_only=False)
 
@@ -99,10 +94,6 @@ def sealed_load(place: Path, key: bytes) -> Any:
     from strongroom.loaders import torch as loader
 
     return loader.load(place, key=key)
-
-
-def sealed_map(place: Path, key: bytes) -> Any:
-    return [tensor.sum() for tensor in sealed_load(place, key).values()]
 
 
 def sealed_module(place: Path, key: bytes) -> Any:
@@ -150,7 +141,6 @@ def sealed_safetensors(place: Path, key: bytes) -> Any:
 
 CASES = {
     "torch.load": (build_state_dict, plain_load, sealed_load),
-    "torch.load, all read": (build_state_dict, plain_map, sealed_map),
     "torch.load of a module": (build_module, plain_module, sealed_module),
     "torch.jit.load": (build_torchscript, plain_torchscript, sealed_torchscript),
     "torch.export.load": (build_export, plain_export, sealed_export),
