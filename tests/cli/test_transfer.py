@@ -9,6 +9,8 @@ from cryptography.fernet import Fernet
 import strongroom
 from strongroom.compat import transfer
 from strongroom.compat.registry import CODECS, codec
+from strongroom.keys import SymmetricKey
+from strongroom.model.seal import SealJob
 
 AES = b"My123sjsrjsd2345"
 PLAIN = os.urandom(300_000)
@@ -219,6 +221,17 @@ class TestPython:
         with strongroom.open("back.sealed", key=key) as model:
             assert model.read("m.pt") == PLAIN
             assert model.meta["version"] == "2"
+
+    def test_a_source_that_becomes_another_model(self, here, monkeypatch):
+        old = Fernet.generate_key()
+        (here / "m.pt.crt").write_bytes(Fernet(old).encrypt(PLAIN))
+        plan = transfer.plan_import("m.pt.crt", "model-cryptor", old)
+        kind = codec("model-cryptor")
+        monkeypatch.setattr(kind, "decrypt", lambda self, source, path: [])
+        job = SealJob([SymmetricKey.generate()], {})
+        with pytest.raises(strongroom.errors.SourceChanged, match=r"m\.pt\.crt changed"):
+            plan.seal("m.sealed", job)
+        assert not (here / "m.sealed").exists()
 
     def test_keys(self, here):
         secret = transfer.read_foreign_key(b"abc")

@@ -12,7 +12,7 @@ from typing import Final
 from strongroom.compat.base import HEAD_SIZE, Codec, PlainFile
 from strongroom.compat.registry import codec
 from strongroom.crypto.secret import SecretBytes, wipe_bytes
-from strongroom.errors import InvalidKey, StrongroomError, UsageError, os_errors
+from strongroom.errors import InvalidKey, SourceChanged, StrongroomError, UsageError, os_errors
 from strongroom.model import collect as files_of
 from strongroom.model.collect import Sealable, StreamedFile
 from strongroom.model.location import base_name, public
@@ -175,7 +175,15 @@ def _decrypted(made: Codec, file: files_of.PlainFile) -> list[StreamedFile]:
     opened(lambda plaintexts: paths.extend(one.path for one in plaintexts))
 
     def copy(number: int, write: Callable[[memoryview | bytes], object]) -> None:
-        opened(lambda plaintexts: plaintexts[number].copy_to(write))
+        def use(plaintexts: Sequence[PlainFile]) -> None:
+            if [one.path for one in plaintexts] != paths:
+                raise SourceChanged(
+                    f"{file.path} changed while it was imported.",
+                    hint="Import it again when nothing writes to it.",
+                )
+            plaintexts[number].copy_to(write)
+
+        opened(use)
 
     def streamed(number: int, path: str) -> StreamedFile:
         checked = files_of.checked_path(path, file.path)
