@@ -27,12 +27,24 @@ help: ## list the targets
 
 venv: $(VENV)/.complete ## .venv with every framework and all tools; 6 GB
 
-system: ## what the tests need of Debian: strace, gcore (which gdb has), a C++ compiler
-	@if ! command -v strace >/dev/null || ! command -v gcore >/dev/null || ! command -v g++ >/dev/null; then \
+# What the tests run for real, as command → package.
+DEBIAN := strace=strace gcore=gdb g++=g++ postgres=postgresql swtpm=swtpm swtpm_setup=swtpm-tools \
+	tpm2_quote=tpm2-tools softhsm2-util=softhsm2 tss2.h=libtss2-dev
+# PostgreSQL's server is not on Debian's PATH.
+FIND_COMMAND := PATH="$$PATH:$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -n 1)" command -v
+
+system: ## what the tests need of Debian: a debugger, PostgreSQL, a software TPM and HSM, …
+	@missing=; for pair in $(DEBIAN); do name=$${pair%%=*}; \
+		case $$name in \
+			*.h) test -e /usr/include/tss2/tss2_esys.h ;; \
+			*) $(FIND_COMMAND) $$name >/dev/null ;; \
+		esac || missing="$$missing $${pair#*=}"; \
+	done; \
+	if [ -n "$$missing" ]; then \
 		if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq strace gdb g++ >/dev/null; \
+			apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq $$missing >/dev/null; \
 		else \
-			echo "Missing (apt-get install strace gdb g++): tests that trace system calls, dump a process or compile will be skipped." >&2; \
+			echo "Missing (apt-get install$$missing): the tests that need them will be skipped." >&2; \
 		fi; \
 	fi
 
@@ -83,6 +95,11 @@ $(VENV)/.complete: pyproject.toml constraints.txt | system
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all]' $(addprefix --group ,$(GROUP_NAMES))
 	@# Its own requirements are the clients of five clouds, and one excludes what gcsfs needs.
 	$(BIN)/pip install --quiet --no-deps 'kserve-storage>=0.21'
+	@if test -e /usr/include/tss2/tss2_esys.h; then \
+		$(BIN)/pip install --quiet --group tpm; \
+	else \
+		echo "No libtss2-dev: tpm2-pytss is not installed, and the tests of live TPMs will be skipped." >&2; \
+	fi
 	@if command -v g++ >/dev/null; then \
 		CMAKE_ARGS="$(LLAMA_FLAGS)" CMAKE_BUILD_PARALLEL_LEVEL=$$(nproc) $(BIN)/pip install --quiet --group llama-cpp; \
 	else \

@@ -17,16 +17,26 @@
     │   ├── NoKey                           no key was given at all
     │   ├── InvalidKey                      a key, key file or recipient that cannot be used
     │   ├── NoMatchingRecipient             sealed for others (``.recipients``)
-    │   └── WrongPassphrase                 sealed under another passphrase
+    │   ├── WrongPassphrase                 sealed under another passphrase
+    │   ├── ReleaseDenied                   the key server refuses (``.code``)
+    │   └── NotAuthorised                   who asks may not do this
     ├── IntegrityError                  5   tampered or truncated
     │   ├── HeaderTampered
     │   ├── PayloadTampered                 (``.path``, ``.segment``)
     │   ├── Truncated
     │   ├── ManifestMismatch                a file is not the one the manifest names (``.path``)
-    │   └── ForeignTampered                 a file of another system: damaged, or another key
+    │   ├── ForeignTampered                 a file of another system: damaged, or another key
+    │   ├── UntrustedAnswer                 an answer not signed by the key server that is expected
+    │   └── AuditBroken                     the chain of audit records does not hold
     ├── EvidenceError                   6   evidence or policy
+    │   ├── MalformedEvidence               not what its kind says
+    │   ├── NotAuthentic                    a signature, chain, date or revocation list speaks against it
+    │   ├── MissingEndorsement              what would vouch for it is not at hand
+    │   ├── NotAcceptable                   authentic, and not what the policy wants (``.reasons``)
+    │   └── InvalidPolicy                   a policy that cannot be one (``.path``)
     └── Unavailable                     7   a retry may help
         ├── StorageError                    disk full, I/O error (also an OSError)
+        ├── ServerUnavailable               the key server or cache does not answer
         └── SourceChanged                   a plaintext file changed while it was sealed
 
 A message is one sentence that says what is wrong; ``hint`` says what to do about it.
@@ -44,21 +54,30 @@ from typing import Any, ClassVar
 __all__ = [
     "AccessError",
     "AlreadyExists",
+    "AuditBroken",
     "EvidenceError",
     "ForeignTampered",
     "FormatError",
     "HeaderTampered",
     "IntegrityError",
     "InvalidKey",
+    "InvalidPolicy",
     "LimitExceeded",
     "Malformed",
+    "MalformedEvidence",
     "ManifestMismatch",
+    "MissingEndorsement",
     "MissingExtra",
     "NoKey",
     "NoMatchingRecipient",
+    "NotAcceptable",
+    "NotAuthentic",
+    "NotAuthorised",
     "NotFound",
     "NotSealed",
     "PayloadTampered",
+    "ReleaseDenied",
+    "ServerUnavailable",
     "SourceChanged",
     "StorageError",
     "StrongroomError",
@@ -66,6 +85,7 @@ __all__ = [
     "Unavailable",
     "UnknownFramework",
     "UnsupportedVersion",
+    "UntrustedAnswer",
     "UsageError",
     "WrongPassphrase",
     "os_errors",
@@ -204,6 +224,21 @@ class WrongPassphrase(AccessError):
     """The model is sealed under a passphrase, and not under this one."""
 
 
+class ReleaseDenied(AccessError):
+    """The key server does not release the key; ``code`` is its reason, for programs.
+
+    What exactly was not acceptable is in the audit trail of the server, and nowhere else.
+    """
+
+    def __init__(self, message: str, *, code: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.code = code
+
+
+class NotAuthorised(AccessError):
+    """Who asks is not known, or may not do this."""
+
+
 class IntegrityError(StrongroomError):
     """Authentication failed: the sealed data was changed, cut or exchanged."""
 
@@ -242,10 +277,47 @@ class ForeignTampered(IntegrityError):
     """A file that another system encrypted does not authenticate: it was changed, or the key is another."""
 
 
+class UntrustedAnswer(IntegrityError):
+    """An answer is not signed by the key server that is expected, or is about something else."""
+
+
+class AuditBroken(IntegrityError):
+    """The chain of audit records does not hold: one was changed, left out, added or cut off."""
+
+
 class EvidenceError(StrongroomError):
     """Evidence is not authentic, or a policy does not accept it."""
 
     exit_code = 6
+
+
+class MalformedEvidence(EvidenceError):
+    """The evidence is not what its kind says, or larger than what is accepted."""
+
+
+class NotAuthentic(EvidenceError):
+    """A signature, a certificate chain, a date or a revocation list speaks against the evidence."""
+
+
+class MissingEndorsement(EvidenceError):
+    """What would vouch for the evidence is not at hand: a certificate, collateral, a revocation list."""
+
+
+class NotAcceptable(EvidenceError):
+    """The evidence is authentic, and not what the policy wants; ``reasons`` says why, in words."""
+
+    def __init__(self, message: str, *, reasons: Sequence[str] = (), hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.reasons = tuple(map(printable, reasons))
+
+
+class InvalidPolicy(EvidenceError):
+    """A policy that cannot be one; ``path`` names the member, such as ``any[0].mr_td``."""
+
+    def __init__(self, path: str, problem: str, *, hint: str | None = None) -> None:
+        super().__init__(f"The policy is not valid: {path} {problem}.", hint=hint)
+        self.path = path
+        self.problem = problem
 
 
 class Unavailable(StrongroomError):
@@ -256,6 +328,10 @@ class Unavailable(StrongroomError):
 
 class StorageError(Unavailable, OSError):
     """Reading or writing failed in the system: disk full, I/O error, connection lost."""
+
+
+class ServerUnavailable(Unavailable):
+    """The key server or the key cache does not answer, or says that it cannot now."""
 
 
 class SourceChanged(Unavailable):

@@ -111,6 +111,7 @@ def test_os_errors_leaves_others_alone():
 
 
 ARGUMENTS = {
+    "InvalidPolicy": ("any[0]", "is empty"),
     "Malformed": ("segment", "is not a power of two"),
     "MissingExtra": ("Reading", "remote"),
     "PayloadTampered": ("a/b", 3),
@@ -121,7 +122,8 @@ ARGUMENTS = {
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
 def test_survives_the_way_to_another_process(cls):
     """As a worker of a data loader does; one that cannot be unpickled hangs a pool."""
-    error = cls(*ARGUMENTS.get(cls.__name__, ("Wrong.",)))
+    options = {"code": "policy"} if cls.__name__ == "ReleaseDenied" else {}
+    error = cls(*ARGUMENTS.get(cls.__name__, ("Wrong.",)), **options)
     error.hint = "Right."
     copy = pickle.loads(pickle.dumps(error))
     assert type(copy) is cls

@@ -11,8 +11,17 @@ from typing import Any, Final
 from strongroom.errors import Malformed
 from strongroom.format.limits import MAX_JSON_DEPTH
 
-__all__ = ["b64url", "dump_json", "load_json", "unb64url"]
+__all__ = [
+    "b64url",
+    "canonical_json",
+    "dump_json",
+    "load_json",
+    "parse_json",
+    "unb64url",
+    "unb64url_text",
+]
 
+_MAX_SAFE_INTEGER: Final = (1 << 53) - 1
 _ALPHABET: Final = re.compile(r"[A-Za-z0-9_-]*")
 
 
@@ -21,20 +30,33 @@ def b64url(data: bytes) -> str:
     return base64.urlsafe_b64encode(data).rstrip(b"=").decode("ascii")
 
 
-def unb64url(text: object, field: str, size: int | None = None) -> bytes:
-    """Undo :func:`b64url`; ``size`` is the number of bytes expected.
+def unb64url_text(text: object) -> bytes:
+    """Undo :func:`b64url`.
 
     Raises:
-        Malformed: not a string, not base64url, padded, not canonical, or of another size.
+        ValueError: not a string, not base64url, padded or not canonical; says which, as a predicate.
     """
     if not isinstance(text, str) or not _ALPHABET.fullmatch(text):
-        raise Malformed(field, "is not base64url")
+        raise ValueError("is not base64url")
     try:
         data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     except binascii.Error:
-        raise Malformed(field, "is not base64url") from None
+        raise ValueError("is not base64url") from None
     if b64url(data) != text:
-        raise Malformed(field, "is not canonical base64url")
+        raise ValueError("is not canonical base64url")
+    return data
+
+
+def unb64url(text: object, field: str, size: int | None = None) -> bytes:
+    """As :func:`unb64url_text`, for a field of a sealed file; ``size`` is the number of bytes expected.
+
+    Raises:
+        Malformed: not canonical base64url, or of another size.
+    """
+    try:
+        data = unb64url_text(text)
+    except ValueError as error:
+        raise Malformed(field, str(error)) from None
     if size is not None and len(data) != size:
         raise Malformed(field, f"has {len(data)} bytes, not {size}")
     return data
@@ -60,12 +82,12 @@ def _check_depth(value: object, left: int) -> None:
         _check_depth(member, left - 1)
 
 
-def load_json(data: bytes, field: str) -> dict[str, Any]:
+def parse_json(data: bytes) -> dict[str, Any]:
     """Parse a JSON object: UTF-8 without BOM, no duplicate keys, no NaN, no number above what a
     double holds, no lone surrogates, at most 32 levels.
 
     Raises:
-        Malformed: anything else.
+        ValueError: anything else; says which, as a predicate.
     """
     try:
         text = data.decode("utf-8")
@@ -74,19 +96,59 @@ def load_json(data: bytes, field: str) -> dict[str, Any]:
         # A lone surrogate and 1e999 can be said in JSON and not be written again.
         json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
     except UnicodeError:
-        raise Malformed(field, "is not UTF-8") from None
+        raise ValueError("is not UTF-8") from None
     except json.JSONDecodeError as error:
-        raise Malformed(field, f"is not JSON ({error.msg} at {error.pos})") from None
+        raise ValueError(f"is not JSON ({error.msg} at {error.pos})") from None
     except ValueError as error:
-        raise Malformed(field, str(error).split(";")[0]) from None
+        raise ValueError(str(error).split(";")[0]) from None
     except RecursionError:
-        raise Malformed(field, "is nested too deeply") from None
+        raise ValueError("is nested too deeply") from None
     if not isinstance(value, dict):
-        raise Malformed(field, "is not a JSON object")
+        raise ValueError("is not a JSON object")
     return value
+
+
+def load_json(data: bytes, field: str) -> dict[str, Any]:
+    """As :func:`parse_json`, for a field of a sealed file.
+
+    Raises:
+        Malformed: it is no JSON object, or not a strict one.
+    """
+    try:
+        return parse_json(data)
+    except ValueError as error:
+        raise Malformed(field, str(error)) from None
 
 
 def dump_json(value: dict[str, Any]) -> bytes:
     """Compact UTF-8; members in the order given."""
     text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     return text.encode("utf-8")
+
+
+def canonical_json(value: Any) -> bytes:
+    """RFC 8785 (JCS), for trees of objects with ASCII names, arrays, text, integers, booleans and null:
+    what two sides hash or sign must be one sequence of bytes.
+
+    Raises:
+        ValueError: something else is in it.
+    """
+    _check_canonical(value)
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8")
+
+
+def _check_canonical(value: Any) -> None:
+    if isinstance(value, dict):
+        for name, member in value.items():
+            # JCS sorts by UTF-16 units; for ASCII that is the order of Python.
+            if not isinstance(name, str) or not name.isascii():
+                raise ValueError("has a name that is not ASCII")
+            _check_canonical(member)
+    elif isinstance(value, list | tuple):
+        for member in value:
+            _check_canonical(member)
+    elif isinstance(value, int) and abs(value) > _MAX_SAFE_INTEGER:
+        raise ValueError("has a number that not every reader of JSON keeps")
+    elif not isinstance(value, str | int | None):
+        raise ValueError(f"has a {type(value).__name__}, which has no canonical form here")

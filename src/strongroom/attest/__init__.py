@@ -1,0 +1,1 @@
+"""Evidence of what a machine is: collect it, verify it (authentic?), appraise it (acceptable?)."""

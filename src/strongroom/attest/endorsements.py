@@ -1,0 +1,47 @@
+"""Where endorsements come from: what vouches for the keys behind evidence.
+
+A source is asked by kind and members; whatever it answers is authenticated by the verifier, so that a
+cache in between needs no trust. It is never asked for anything that the evidence brought along.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+__all__ = ["EndorsementSource", "Wanted"]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One endorsement.
+
+    ============== ===================================== =========================================
+    what           members                               the answer
+    ============== ===================================== =========================================
+    intel          tee (sgx, tdx), fmspc, ca             collateral as JSON (QuoteCollateralV3)
+    amd-vcek       product, hwid, bl, tee, snp, ucode    DER
+    amd-chain      product, signer (vcek, vlek)          PEM: ASK or ASVK, then ARK
+    amd-crl        product, signer                       DER
+    nvidia-rim     id                                    the RIM, XML
+    nvidia-ocsp    request (hex)                         OCSP response, DER
+    jwks           issuer                                JSON
+    ============== ===================================== =========================================
+    """
+
+    what: str
+    members: Mapping[str, str] = field(default_factory=dict)
+
+
+class EndorsementSource(Protocol):
+    """Answers with bytes that nobody has authenticated yet."""
+
+    def fetch(self, wanted: Wanted) -> bytes:
+        """The endorsement.
+
+        Raises:
+            MissingEndorsement: this source does not have it.
+            Unavailable: it did not answer.
+        """
+        ...

@@ -1,0 +1,1 @@
+"""The key server: keeps model keys, and releases them to machines that have proved what they are."""

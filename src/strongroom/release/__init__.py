@@ -1,0 +1,1 @@
+"""The key-release protocol: messages, what evidence is bound to, answers, policy, audit chain. No I/O."""
