@@ -17,11 +17,9 @@ _JOBLIB: Final = (".joblib", ".jl", ".pkl", ".pickle", ".gz", ".z", ".bz2", ".xz
 _BEFORE_0_10: Final = b"ZF"
 # joblib names the compressed files of its old format by their first bytes.
 
-_MEMBERS: Final = 64 << 10
-# A forest is an archive of many small arrays, each with a header or two. Large ones go past this.
-
 _AHEAD: Final = 8 << 20
-# pickle reads bytes and lines, joblib 256 KiB of an array: too little for several threads to decrypt.
+# pickle reads bytes and lines, joblib 256 KiB of an array, skops an archive of many small arrays: too
+# little for several threads to decrypt. Larger arrays go past this.
 
 
 def skops_load(
@@ -57,7 +55,7 @@ def skops_load(
                 f"{name} is not a skops file.",
                 hint="skops.io.dump writes them; a joblib or pickle file is for joblib_load.",
             )
-        return skops_io.load(io.BufferedReader(model.open(name), _MEMBERS), trusted)
+        return skops_io.load(io.BufferedReader(model.open(name), _AHEAD), trusted)
 
 
 def joblib_load(
