@@ -1,0 +1,175 @@
+"""Intel SGX and TDX: quotes, verified against Intel's collateral by dcap-qvl, and judged here.
+
+The library checks signatures, chains, revocation, the QE and the TCB level, and refuses levels that
+are revoked; *every other status it merely returns*, and so do we, as ``tcb_status``: what is good
+enough is for a policy. It takes collateral from the future, so dates are checked here.
+
+Quotes can be changed in many places and still verify (padding, PEM framing, the root that is sent
+along). Nothing outside of the signed report and the collateral gets into the claims; their digest is
+the identity of a quote, never the quote's own.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any, Final
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from strongroom.attest.dcap_collateral import Collateral, Span, certificate_spans, check_spans
+from strongroom.attest.dcap_quote import Quote
+from strongroom.attest.endorsements import Wanted
+from strongroom.attest.evidence import Claims, Evidence
+from strongroom.attest.verify import Context
+from strongroom.errors import (
+    MalformedEvidence,
+    MissingEndorsement,
+    MissingExtra,
+    NotAuthentic,
+)
+
+__all__ = ["describe", "verify"]
+
+_PANIC: Final = "PanicException"
+
+
+def verify(evidence: Evidence, context: Context) -> Claims:
+    """The claims of a quote of SGX or TDX, whatever its TCB status; see :func:`.verify.verify`.
+
+    The collateral is the first endorsement that comes with the evidence, or else is fetched.
+    ``platform`` is ``ppid:…``, which a factory reset does not change; ``piid`` is among the values.
+    ``tcb_date`` is the older of the dates of the platform's and the QE's level.
+    """
+    quote = parse(evidence)
+    if quote.debug:
+        what = "enclave" if quote.kind == "sgx" else "trust domain"
+        raise NotAuthentic(
+            f"The {what} runs in debug mode: whoever runs the machine can read all of its memory."
+        )
+    library = _library()
+    parsed = _call(library.parse_quote, evidence.data)
+    collateral = _collateral(evidence, quote, parsed, context)
+    root = x509.load_pem_x509_certificate(context.roots.intel)
+    spans = [Span("root", root.not_valid_before_utc, root.not_valid_after_utc)]
+    not_after = check_spans([*spans, *_pck_spans(parsed), *collateral.spans], context.now)
+    now = int(context.now.timestamp())
+    found = _call(
+        library.QuoteVerifier(root_ca_der=root.public_bytes(Encoding.DER)).verify_with_policy,
+        evidence.data,
+        collateral.parsed,
+        now,
+        library.QuotePolicy.claims_only(now),
+    )
+    said = json.loads(found.to_json())
+    _check_same_report(quote, said)
+    return _claims(quote, said, not_after, context.roots.test)
+
+
+def parse(evidence: Evidence) -> Quote:
+    """The quote, not verified.
+
+    Raises:
+        MalformedEvidence: it is none, or one of another TEE than the evidence says.
+    """
+    quote = Quote.parse(evidence.data)
+    if quote.kind != evidence.kind:
+        raise MalformedEvidence(f"The evidence says {evidence.kind}, and is a quote of {quote.kind}.")
+    return quote
+
+
+def describe(evidence: Evidence) -> dict[str, Any]:
+    """What a quote says, for people; nothing of it is verified.
+
+    Raises:
+        MalformedEvidence: it is no quote.
+    """
+    quote = parse(evidence)
+    return {
+        "version": quote.version,
+        "debug": quote.debug,
+        **quote.values,
+        "report_data": quote.report_data.hex(),
+    }
+
+
+def _library() -> Any:
+    try:
+        import dcap_qvl
+    except ImportError:
+        raise MissingExtra("Verifying quotes of SGX and TDX", "attest") from None
+    return dcap_qvl
+
+
+def _call(function: Any, *arguments: Any) -> Any:
+    """Call the library; what it raises, panics of Rust among it, becomes an error of our tree."""
+    try:
+        return function(*arguments)
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()).removeprefix("Verification failed: ").rstrip(".")[:300]
+    except BaseException as error:
+        # pyo3 lets a panic pass as a BaseException of a class that nobody can import.
+        if type(error).__name__ != _PANIC:
+            raise
+        reason = "the library stopped at it"
+    raise NotAuthentic(f"The quote does not verify: {reason}.")
+
+
+def _collateral(evidence: Evidence, quote: Quote, parsed: Any, context: Context) -> Collateral:
+    if evidence.endorsements:
+        return Collateral.parse(evidence.endorsements[0])
+    if context.endorsements is None:
+        raise MissingEndorsement(
+            "Intel's collateral for this quote is not at hand.",
+            hint="Send it along with the evidence, or configure a source of endorsements.",
+        )
+    members = {"tee": quote.kind, "fmspc": _call(parsed.fmspc), "ca": _call(parsed.ca)}
+    return Collateral.parse(context.endorsements.fetch(Wanted("intel", members)))
+
+
+def _pck_spans(parsed: Any) -> Sequence[Span]:
+    pem = _call(parsed.cert_chain_pem_bytes)
+    if pem is None:
+        raise MissingEndorsement("The quote does not bring the certificate of its platform.")
+    try:
+        return certificate_spans(bytes(pem), "PCK certificate")
+    except ValueError as error:
+        raise MalformedEvidence(
+            f"The certificates in the quote are none: {str(error)[:200]}."
+        ) from None
+
+
+def _check_same_report(quote: Quote, said: dict[str, Any]) -> None:
+    """What we read at fixed places is what the library has verified."""
+    ((_, report),) = said["report"].items()
+    report = {**report.get("base", {}), **report}
+    names = [name for name in ("mr_enclave", "mr_signer", "mr_td", "mr_seam", "xfam") if name in report]
+    same = all(quote.values.get(name) == report[name] for name in names)
+    same = same and all(
+        quote.values[f"rtmr{index}"] == report[f"rt_mr{index}"]
+        for index in range(4 * ("mr_td" in names))
+    )
+    if not same or len(names) < 2 or report["report_data"] != quote.report_data.hex():
+        raise NotAuthentic("The quote can be read in two ways.")
+
+
+def _claims(quote: Quote, said: dict[str, Any], not_after: datetime, test_root: bool) -> Claims:
+    platform, pck = said["platform"], said["platform"]["pck"]
+    ppid, piid = bytes(pck["ppid"] or ()).hex(), bytes(pck["platform_instance_id"] or ()).hex()
+    dates = (platform["tcb_level"]["tcbDate"], said["qe"]["tcb_level"]["tcbDate"])
+    values = {
+        **quote.values,
+        "tcb_status": said["tcb"]["status"],
+        "advisories": sorted(said["tcb"]["advisory_ids"]),
+        "tcb_eval": said["tcb"]["eval_data_number"],
+        "tcb_date": min(dates),
+        "fmspc": bytes(pck["fmspc"]).hex(),
+        "ppid": ppid,
+        "piid": piid or None,
+    }
+    identity = f"ppid:{ppid}" if ppid.strip("0") else f"piid:{piid}" if piid.strip("0") else None
+    return Claims(quote.kind, values, quote.report_data, False, identity, not_after, test_root)
