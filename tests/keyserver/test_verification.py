@@ -1,0 +1,219 @@
+"""The processes that verify evidence: the same claims as in one process, whatever happens to them."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import sys
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import psutil
+import pytest
+
+from strongroom.attest import roots
+from strongroom.attest.evidence import Claims, Evidence
+from strongroom.attest.verify import Context, verify
+from strongroom.errors import EvidenceError, MalformedEvidence, NotAuthentic, Unavailable
+from strongroom.keyserver import verification
+from strongroom.keyserver.verification import VerificationPool
+from strongroom.keyserver.verification_frames import (
+    SIZE,
+    answer_frame,
+    error_frame,
+    parse_answer,
+    parse_request,
+    request_frame,
+    roots_from_json,
+    roots_to_json,
+)
+
+DATA = Path(__file__).parents[1] / "attest" / "data"
+NOW = datetime(2025, 7, 10, tzinfo=UTC)
+TDX = Evidence(
+    "tdx",
+    (DATA / "dcap/tdx_v4.bin").read_bytes(),
+    ((DATA / "dcap/collateral/tdx_B0C06F000000.json").read_bytes(),),
+)
+
+
+def with_pool(use, **options):
+    async def run():
+        pool = VerificationPool(roots.production(), **{"workers": 1, **options})
+        await pool.start()
+        try:
+            return await use(pool)
+        finally:
+            pool.close()
+
+    return asyncio.run(run())
+
+
+def workers() -> list[psutil.Process]:
+    return [
+        one for one in psutil.Process().children() if "verification_worker" in " ".join(one.cmdline())
+    ]
+
+
+def test_same_claims_as_in_this_process():
+    found, seconds = with_pool(lambda pool: pool.verify([TDX], NOW))
+    assert found == [verify(TDX, Context(NOW, roots.production()))]
+    assert 0 < seconds < 60
+
+
+def test_errors_come_back_as_they_are():
+    changed = bytearray(TDX.data)
+    changed[200] ^= 1
+    with pytest.raises(NotAuthentic):
+        with_pool(lambda pool: pool.verify([replace(TDX, data=bytes(changed))], NOW))
+    with pytest.raises(MalformedEvidence, match="not known"):
+        with_pool(lambda pool: pool.verify([Evidence("abacus", b"1")], NOW))
+
+
+def test_no_evidence_needs_no_worker():
+    assert with_pool(lambda pool: pool.verify([], NOW)) == ([], 0.0)
+
+
+def test_many_at_once():
+    async def use(pool):
+        return await asyncio.gather(*(pool.verify([TDX], NOW) for _ in range(50)))
+
+    expected = verify(TDX, Context(NOW, roots.production()))
+    assert all(found == [expected] for found, _ in with_pool(use, workers=2))
+
+
+@pytest.mark.parametrize("what", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_worker_that_hangs_or_dies_is_replaced(what):
+    async def use(pool):
+        (worker,) = workers()
+        worker.send_signal(what)
+        with pytest.raises(MalformedEvidence, match="too long|brought its verifier down"):
+            await pool.verify([TDX], NOW)
+        found, _ = await pool.verify([TDX], NOW)
+        (successor,) = workers()
+        assert successor.pid != worker.pid
+        return found
+
+    assert with_pool(use, timeout=1.0)[0].kind == "tdx"
+    assert workers() == []
+
+
+def test_what_a_cancelled_request_asked_is_not_the_next_ones_answer():
+    async def use(pool):
+        task = asyncio.ensure_future(pool.verify([Evidence("abacus", b"1")], NOW))
+        await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        return await pool.verify([TDX], NOW)
+
+    assert with_pool(use)[0][0].kind == "tdx"
+
+
+def test_a_worker_has_a_bound_of_memory():
+    async def use(pool):
+        (worker,) = workers()
+        soft, _ = worker.rlimit(psutil.RLIMIT_AS)
+        assert 0 < soft < worker.memory_info().vms + (65 << 20)
+        with pytest.raises(EvidenceError):
+            await pool.verify([Evidence("tdx", b"\x04" * (60 << 10), (b"{" * (1 << 20),))], NOW)
+        return await pool.verify([TDX], NOW)
+
+    assert with_pool(use, memory=64)[0][0].kind == "tdx"
+
+
+def test_a_worker_knows_no_secret_of_the_server(monkeypatch):
+    monkeypatch.setenv("STRONGROOM_KEK_PASSPHRASE", "canary-in-the-environment")
+
+    async def use(pool):
+        (worker,) = workers()
+        return Path(f"/proc/{worker.pid}/environ").read_bytes()
+
+    environment = with_pool(use)
+    assert b"canary" not in environment
+    assert b"PATH=" in environment
+
+
+def test_workers_go_with_their_server():
+    code = (
+        "import asyncio, os\n"
+        "from strongroom.attest.roots import production\n"
+        "from strongroom.keyserver.verification import VerificationPool\n"
+        "async def run():\n"
+        "    pool = VerificationPool(production(), workers=2)\n"
+        "    await pool.start()\n"
+        "    os.kill(os.getpid(), 9)\n"
+        "asyncio.run(run())\n"
+    )
+
+    async def run():
+        child = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
+        found = set()
+        while child.returncode is None:
+            try:
+                found |= {one.pid for one in psutil.Process(child.pid).children()}
+            except psutil.NoSuchProcess:
+                break
+            await asyncio.sleep(0.05)
+        await child.wait()
+        return found
+
+    found = asyncio.run(run())
+    assert len(found) == 2
+    gone, alive = psutil.wait_procs(
+        [psutil.Process(pid) for pid in found if psutil.pid_exists(pid)], timeout=10
+    )
+    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+
+
+def test_busy_is_said(monkeypatch):
+    monkeypatch.setattr(verification, "_QUEUE_SECONDS", 0.2)
+
+    async def use(pool):
+        (worker,) = workers()
+        worker.suspend()
+        first = asyncio.ensure_future(pool.verify([TDX], NOW))
+        await asyncio.sleep(0.05)
+        with pytest.raises(Unavailable, match="busy"):
+            await pool.verify([TDX], NOW)
+        worker.resume()
+        return await first
+
+    assert with_pool(use, timeout=20)[0][0].kind == "tdx"
+
+
+def test_frames_keep_everything():
+    other = Evidence("nvidia", b"\x00\x01", (b"", b"abc"))
+    evidence, now = parse_request(request_frame([TDX, other], NOW)[SIZE.size :])
+    assert evidence == [TDX, other]
+    assert now == NOW
+    assert roots_from_json(roots_to_json(roots.production())) == roots.production()
+
+
+def claims() -> Claims:
+    return Claims("tdx", {"mr_td": "00"}, b"\x01", False, None, NOW, False, ("x",))
+
+
+def test_answers_of_a_worker_that_was_taken_over():
+    """It can lie about its evidence; it cannot say less than everything, or hand over code."""
+    good = answer_frame([claims()], 0.5)[SIZE.size :]
+    assert parse_answer(good) == ([claims()], 0.5)
+    for lie in (
+        b"",
+        b"[]",
+        b"{}",
+        good.replace(b'"bound":"01"', b'"bound":"zz"'),
+        good.replace(b"+00:00", b""),
+        good.replace(b'"platform":null', b'"platform":5'),
+        b"\x80\x05cos\nsystem\n.",
+    ):
+        with pytest.raises(EvidenceError):
+            parse_answer(lie)
+    (found,), _ = parse_answer(good.replace(b'"debug":false', b'"debug":null'))
+    assert found.debug
+    (found,), _ = parse_answer(good.replace(b'"test_root":false', b'"test_root":0'))
+    assert found.test_root
+    error = error_frame(Unavailable("No collateral.", hint="Later."))[SIZE.size :]
+    with pytest.raises(Unavailable, match="No collateral"):
+        parse_answer(error)
