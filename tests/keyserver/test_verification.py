@@ -88,7 +88,7 @@ def test_a_worker_that_hangs_or_dies_is_replaced(what):
     async def use(pool):
         (worker,) = workers()
         worker.send_signal(what)
-        with pytest.raises(MalformedEvidence, match="too long|brought its verifier down"):
+        with pytest.raises(MalformedEvidence, match=r"too long|brought its verifier down"):
             await pool.verify([TDX], NOW)
         found, _ = await pool.verify([TDX], NOW)
         (successor,) = workers()
@@ -161,7 +161,7 @@ def test_workers_go_with_their_server():
 
     found = asyncio.run(run())
     assert len(found) == 2
-    gone, alive = psutil.wait_procs(
+    _, alive = psutil.wait_procs(
         [psutil.Process(pid) for pid in found if psutil.pid_exists(pid)], timeout=10
     )
     assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
