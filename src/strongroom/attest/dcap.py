@@ -12,14 +12,20 @@ the identity of a quote, never the quote's own.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from strongroom.attest.dcap_collateral import Collateral, Span, certificate_spans, check_spans
+from strongroom.attest.dcap_collateral import (
+    UNREADABLE,
+    Collateral,
+    Span,
+    check_spans,
+    load_chain,
+    spans_of,
+)
 from strongroom.attest.dcap_quote import Quote
 from strongroom.attest.endorsements import Wanted
 from strongroom.attest.evidence import Claims, Evidence
@@ -52,17 +58,13 @@ def verify(evidence: Evidence, context: Context) -> Claims:
     library = _library()
     parsed = _call(library.parse_quote, evidence.data)
     collateral = _collateral(evidence, quote, parsed, context)
+    chain, spans = _pck_chain(parsed)
     root = x509.load_pem_x509_certificate(context.roots.intel)
-    spans = [Span("root", root.not_valid_before_utc, root.not_valid_after_utc)]
-    not_after = check_spans([*spans, *_pck_spans(parsed), *collateral.spans], context.now)
-    now = int(context.now.timestamp())
-    found = _call(
-        library.QuoteVerifier(root_ca_der=root.public_bytes(Encoding.DER)).verify_with_policy,
-        evidence.data,
-        collateral.parsed,
-        now,
-        library.QuotePolicy.claims_only(now),
-    )
+    spans.append(Span("root", root.not_valid_before_utc, root.not_valid_after_utc))
+    not_after = check_spans([*spans, *collateral.spans], context.now)
+    collateral.check_revoked(chain)
+    root_der = root.public_bytes(Encoding.DER)
+    found = _call(_verify, library, evidence.data, collateral, root_der, int(context.now.timestamp()))
     said = json.loads(found.to_json())
     _check_same_report(quote, said)
     return _claims(quote, said, not_after, context.roots.test)
@@ -131,13 +133,20 @@ def _collateral(evidence: Evidence, quote: Quote, parsed: Any, context: Context)
     return Collateral.parse(context.endorsements.fetch(Wanted("intel", members)))
 
 
-def _pck_spans(parsed: Any) -> Sequence[Span]:
+def _verify(library: Any, data: bytes, collateral: Collateral, root: bytes, now: int) -> Any:
+    verifier = library.QuoteVerifier(root_ca_der=root)
+    policy = library.QuotePolicy.claims_only(now)
+    return verifier.verify_with_policy(data, collateral.parsed, now, policy)
+
+
+def _pck_chain(parsed: Any) -> tuple[list[x509.Certificate], list[Span]]:
     pem = _call(parsed.cert_chain_pem_bytes)
     if pem is None:
-        raise MissingEndorsement("The quote does not bring the certificate of its platform.")
+        raise MalformedEvidence("The quote does not bring the certificate of its platform.")
     try:
-        return certificate_spans(bytes(pem), "PCK certificate")
-    except ValueError as error:
+        chain = load_chain(bytes(pem))
+        return chain, spans_of(chain, "platform (PCK)")
+    except UNREADABLE as error:
         raise MalformedEvidence(
             f"The certificates in the quote are none: {str(error)[:200]}."
         ) from None

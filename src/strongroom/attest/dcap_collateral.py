@@ -14,7 +14,7 @@ from strongroom.attest.limits import MAX_CERTIFICATES, MAX_ENDORSEMENTS
 from strongroom.errors import MissingEndorsement, MissingExtra, NotAuthentic
 from strongroom.format.encoding import parse_json
 
-__all__ = ["Collateral", "Span", "certificate_spans", "check_spans"]
+__all__ = ["UNREADABLE", "Collateral", "Span", "check_spans", "load_chain", "spans_of"]
 
 _CHAINS: Final = {
     "pck_crl_issuer_chain": "issuer of PCK certificates",
@@ -24,6 +24,9 @@ _CHAINS: Final = {
 _CRLS: Final = {"root_ca_crl": "CRL of the root", "pck_crl": "CRL of PCK certificates"}
 _DOCUMENTS: Final = {"tcb_info": "TCB info", "qe_identity": "QE identity"}
 _SIGNATURES: Final = ("tcb_info_signature", "qe_identity_signature")
+UNREADABLE: Final = (ValueError, TypeError, KeyError, x509.InvalidVersion)
+"""What reading bytes of anybody's may raise."""
+
 _KEPT: Final = 16
 """Parsed collaterals that are kept: one for each model of machine and TEE, 20 KB each."""
 
@@ -35,7 +38,7 @@ class Span:
     Attributes:
         what: for messages.
         begin: with a time zone, as ``end``.
-        end: the last moment.
+        end: the first moment at which it does not.
         certified: false for the certificates of a chain behind its first one. What is sent along
             there may be anything, as the library goes by the pinned root: it must hold, and yet has
             no say in when the claims end.
@@ -54,10 +57,14 @@ class Collateral:
     Attributes:
         parsed: the library's ``QuoteCollateralV3``.
         spans: of every certificate, revocation list and statement in it.
+        pck_crl: revocation list of PCK certificates.
+        root_crl: revocation list of their CAs.
     """
 
     parsed: Any
     spans: Sequence[Span]
+    pck_crl: x509.CertificateRevocationList
+    root_crl: x509.CertificateRevocationList
 
     @classmethod
     def parse(cls, data: bytes) -> Collateral:
@@ -71,10 +78,28 @@ class Collateral:
             raise MissingEndorsement(f"Intel's collateral has more than {MAX_ENDORSEMENTS} bytes.")
         try:
             return _parse(bytes(data))
-        except (ValueError, TypeError, KeyError) as error:
+        except UNREADABLE as error:
             # A KeyError says no more than the member's name.
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise MissingEndorsement(f"This is not Intel's collateral: {reason[:200]}.") from None
+
+    def check_revoked(self, chain: Sequence[x509.Certificate]) -> None:
+        """Name what is revoked; the library refuses it as well, without a word on the reason.
+
+        Raises:
+            NotAuthentic: a certificate of the platform's chain is.
+        """
+        for index, one in enumerate(chain):
+            crl = self.root_crl if index else self.pck_crl
+            what = (
+                "CA of this platform's PCK certificate" if index else "PCK certificate of this platform"
+            )
+            try:
+                entry = crl.get_revoked_certificate_by_serial_number(one.serial_number)
+            except UNREADABLE:
+                raise NotAuthentic(f"Whether the {what} is revoked cannot be read.") from None
+            if entry is not None:
+                raise NotAuthentic(f"The {what} is revoked.")
 
 
 @lru_cache(_KEPT)
@@ -84,19 +109,20 @@ def _parse(data: bytes) -> Collateral:
     texts = {name: members[name] for name in names}
     if wrong := [name for name, text in texts.items() if not isinstance(text, str)]:
         raise ValueError(f"{wrong[0]} is no text")
-    spans = [
-        span for name, what in _CHAINS.items() for span in certificate_spans(texts[name].encode(), what)
-    ]
-    crls = {name: bytes.fromhex(texts[name]) for name in _CRLS}
+    spans: list[Span] = []
+    for name, what in _CHAINS.items():
+        spans += spans_of(load_chain(texts[name].encode()), what)
+    raw = {name: bytes.fromhex(texts[name]) for name in _CRLS}
+    crls = {name: x509.load_der_x509_crl(raw[name]) for name in _CRLS}
     for name, what in _CRLS.items():
-        crl = x509.load_der_x509_crl(crls[name])
+        crl = crls[name]
         if crl.next_update_utc is None:
             raise ValueError(f"the {what} does not say until when it holds")
         spans.append(Span(what, crl.last_update_utc, crl.next_update_utc))
     for name, what in _DOCUMENTS.items():
         said = parse_json(texts[name].encode())
         spans.append(Span(what, _moment(said["issueDate"]), _moment(said["nextUpdate"])))
-    return Collateral(_library_form(texts, crls), tuple(spans))
+    return Collateral(_library_form(texts, raw), tuple(spans), crls["pck_crl"], crls["root_ca_crl"])
 
 
 def _library_form(texts: dict[str, str], crls: dict[str, bytes]) -> Any:
@@ -115,15 +141,20 @@ def _moment(text: object) -> datetime:
     return moment.astimezone(UTC)
 
 
-def certificate_spans(pem: bytes, what: str) -> Sequence[Span]:
-    """When the certificates of a chain hold.
+def load_chain(pem: bytes) -> list[x509.Certificate]:
+    """The certificates of a chain.
 
     Raises:
-        ValueError: there is none, too many, or something that is no certificate.
+        ValueError, x509.InvalidVersion: there is none, too many, or something that is no certificate.
     """
     chain = x509.load_pem_x509_certificates(pem)
     if len(chain) > MAX_CERTIFICATES:
-        raise ValueError(f"the chain of the {what} has more than {MAX_CERTIFICATES} certificates")
+        raise ValueError(f"the chain has more than {MAX_CERTIFICATES} certificates")
+    return chain
+
+
+def spans_of(chain: Sequence[x509.Certificate], what: str) -> list[Span]:
+    """When the certificates of a chain hold."""
     return [
         Span(f"certificate of the {what}", one.not_valid_before_utc, one.not_valid_after_utc, not index)
         for index, one in enumerate(chain)
@@ -142,7 +173,7 @@ def check_spans(spans: Sequence[Span], now: datetime) -> datetime:
                 f"The {span.what} is from the future: it holds from {span.begin:%Y-%m-%dT%H:%M:%SZ} on.",
                 hint="Check the clock of this machine.",
             )
-        if now > span.end:
+        if now >= span.end:
             raise NotAuthentic(
                 f"The {span.what} has expired: it held until {span.end:%Y-%m-%dT%H:%M:%SZ}.",
                 hint="Fetch Intel's collateral again.",

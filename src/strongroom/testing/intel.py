@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -85,23 +85,34 @@ class IntelPki:
         """
         begin, end = now - _DAY, now + 3650 * _DAY
         keys = {key: ec.generate_private_key(ec.SECP256R1()) for key in _KEYS}
-        extension = sgx_extension(ppid=ppid, piid=piid, fmspc=fmspc, svn=_SVN, pce_svn=_PCE_SVN)
         root = certificate("TEST SGX Root CA", keys["root"], None, keys["root"], begin, end, ca=True)
         # The library tells the two CAs apart by these words.
         ca_name = f"TEST SGX PCK {ca.capitalize()} CA"
         issuing = certificate(ca_name, keys["ca"], root, keys["root"], begin, end, ca=True)
         tcb = certificate("TEST SGX TCB Signing", keys["tcb"], root, keys["root"], begin, end, ca=False)
+        pki = cls(keys, {"root": root, "ca": issuing, "tcb": tcb}, now, fmspc)
+        return pki.another(ppid=ppid, piid=piid, days=pck_days)
+
+    def another(self, *, ppid: bytes, piid: bytes, days: int = 3650) -> IntelPki:
+        """The same PKI with another machine of the same model.
+
+        Args:
+            ppid: identity of its processor, 16 bytes.
+            piid: identity of the platform, 16 bytes.
+            days: how long its PCK certificate holds.
+        """
+        keys = {**self.keys, "pck": ec.generate_private_key(ec.SECP256R1())}
         pck = certificate(
             "TEST SGX PCK Certificate",
             keys["pck"],
-            issuing,
+            self.certificates["ca"],
             keys["ca"],
-            begin,
-            min(end, now + pck_days * _DAY),
+            self.now - _DAY,
+            self.now + days * _DAY,
             ca=False,
-            extension=extension,
+            extension=sgx_extension(ppid=ppid, piid=piid, fmspc=self.fmspc, svn=_SVN, pce_svn=_PCE_SVN),
         )
-        return cls(keys, {"root": root, "ca": issuing, "tcb": tcb, "pck": pck}, now, fmspc)
+        return replace(self, keys=keys, certificates={**self.certificates, "pck": pck})
 
     @property
     def root_pem(self) -> bytes:
@@ -171,7 +182,7 @@ class IntelPki:
         issued: datetime | None = None,
         crl_issued: datetime | None = None,
         days: int = 30,
-        revoked: bool = False,
+        revoked: Collection[str] = (),
         fmspc: bytes | None = None,
         tcb_eval: int = 20,
         tcb_date: str = "2024-03-13T00:00:00Z",
@@ -186,7 +197,7 @@ class IntelPki:
             issued: when TCB info and QE identity begin; an hour before this PKI was made, if None.
             crl_issued: when the CRLs begin; as ``issued``, if None.
             days: how long they hold.
-            revoked: the PCK certificate is on the CRL.
+            revoked: which of pck, ca and tcb are on the CRL of their issuer.
             fmspc: that the TCB info is about; the platform's, if None.
             tcb_eval: number of the evaluation.
             tcb_date: of the platform's level.
@@ -199,12 +210,13 @@ class IntelPki:
         identity = _qe_identity(kind, qe_status, dates, tcb_eval)
         held, keys = self.certificates, self.keys
         signers = pem(held["tcb"], held["root"])
-        gone = [held["pck"]] if revoked else []
+        gone = {name: held[name] for name in revoked}
+        gone_pck = [gone.pop("pck")] if "pck" in gone else []
         ends = listed + days * _DAY
         members = {
             "pck_crl_issuer_chain": pem(held["ca"], held["root"]),
-            "root_ca_crl": crl(held["root"], keys["root"], listed, ends).hex(),
-            "pck_crl": crl(held["ca"], keys["ca"], listed, ends, gone).hex(),
+            "root_ca_crl": crl(held["root"], keys["root"], listed, ends, gone.values()).hex(),
+            "pck_crl": crl(held["ca"], keys["ca"], listed, ends, gone_pck).hex(),
             "tcb_info_issuer_chain": signers,
             "tcb_info": tcb_info,
             "tcb_info_signature": raw_signature(keys["tcb"], tcb_info.encode()).hex(),
@@ -250,7 +262,7 @@ class IntelPki:
             "certificates": {key: pem(value) for key, value in self.certificates.items()},
         }
         place = Path(directory)
-        with os_errors(place):
+        with os_errors(place / KEYS_FILE):
             place.mkdir(mode=0o700, parents=True, exist_ok=True)
             descriptor = os.open(place / KEYS_FILE, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
             with os.fdopen(descriptor, "w") as file:

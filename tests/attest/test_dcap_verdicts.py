@@ -1,0 +1,361 @@
+"""Every verdict on quotes in the real format, under a PKI that is made for the test."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from strongroom.attest import dcap
+from strongroom.attest.dcap_collateral import Collateral
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.limits import MAX_ENDORSEMENTS, MAX_EVIDENCE
+from strongroom.attest.roots import production
+from strongroom.attest.verify import Context, verify
+from strongroom.errors import MalformedEvidence, MissingEndorsement, NotAuthentic
+from strongroom.testing.intel import IntelPki
+from strongroom.testing.intel_quote import sign_quote, td_body
+
+NOW = datetime(2026, 3, 1, tzinfo=UTC)
+PKI = IntelPki.create(NOW)
+ROOTS = PKI.roots(production())
+CONTEXT = Context(NOW, ROOTS)
+BOUND = bytes(range(64))
+KINDS = ["sgx", "tdx"]
+
+RETURNED = [
+    "UpToDate",
+    "SWHardeningNeeded",
+    "ConfigurationNeeded",
+    "ConfigurationAndSWHardeningNeeded",
+    "OutOfDate",
+    "OutOfDateConfigurationNeeded",
+]
+
+
+def quote(kind: str, pki: IntelPki = PKI, **parts) -> bytes:
+    return (pki.tdx_quote if kind == "tdx" else pki.sgx_quote)(BOUND, **parts)
+
+
+def verdict(kind: str, *, pki: IntelPki = PKI, context: Context = CONTEXT, **collateral):
+    return verify(Evidence(kind, quote(kind, pki), (pki.collateral(kind, **collateral),)), context)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("status", RETURNED)
+def test_a_status_is_a_claim(kind, status):
+    claims = verdict(kind, status=status, advisories=["INTEL-SA-00002", "INTEL-SA-00001"])
+    assert claims.values["tcb_status"] == status
+    assert claims.values["advisories"] == ["INTEL-SA-00001", "INTEL-SA-00002"]
+    assert claims.values["tcb_eval"] == 20
+    assert claims.values["tcb_date"] == "2024-03-13T00:00:00Z"
+    assert claims.bound == BOUND
+    assert claims.test_root
+    assert claims.not_after == NOW + timedelta(days=30, hours=-1)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_status_of_the_quoting_enclave_counts(kind):
+    assert verdict(kind, qe_status="OutOfDate").values["tcb_status"] == "OutOfDate"
+    with pytest.raises(NotAuthentic, match="Revoked"):
+        verdict(kind, qe_status="Revoked")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_older_date_of_platform_and_quoting_enclave_counts(kind):
+    assert verdict(kind, tcb_date="2025-01-01T00:00:00Z").values["tcb_date"] == "2024-03-13T00:00:00Z"
+    assert verdict(kind, tcb_date="2023-01-01T00:00:00Z").values["tcb_date"] == "2023-01-01T00:00:00Z"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ({"status": "Revoked"}, "Revoked"),
+        ({"status": "NobodyKnows"}, "TcbInfo"),
+        ({"revoked": ["pck"]}, "PCK certificate of this platform is revoked"),
+        ({"revoked": ["ca"]}, "CA of this platform's PCK certificate is revoked"),
+        ({"revoked": ["tcb"]}, "certificate chain"),
+        ({"fmspc": bytes(6)}, "(?i)fmspc"),
+        ({"issued": NOW - timedelta(days=31)}, "CRL of the root has expired"),
+        ({"issued": NOW - timedelta(days=31), "crl_issued": NOW}, "TCB info has expired"),
+        ({"issued": NOW + timedelta(seconds=1)}, "CRL of the root is from the future"),
+        ({"crl_issued": NOW + timedelta(days=5)}, "CRL of the root is from the future"),
+        ({"issued": NOW + timedelta(days=1), "crl_issued": NOW}, "TCB info is from the future"),
+    ],
+    ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
+)
+def test_a_verdict_that_refuses(kind, what, words):
+    with pytest.raises(NotAuthentic, match=words):
+        verdict(kind, **what)
+
+
+@pytest.mark.parametrize("who", ["pck", "ca"])
+def test_the_library_refuses_what_is_revoked_as_well(monkeypatch, who):
+    monkeypatch.setattr(Collateral, "check_revoked", lambda self, chain: None)
+    with pytest.raises(NotAuthentic, match="does not verify"):
+        verdict("tdx", revoked=[who])
+
+
+@pytest.mark.parametrize("part", ["pck_crl", "qe_identity"])
+def test_each_part_of_the_collateral_is_asked_for_its_date(part):
+    fresh = json.loads(PKI.collateral("tdx"))
+    for issued, words in ((-40, "expired"), (2, "from the future")):
+        other = json.loads(PKI.collateral("tdx", issued=NOW + timedelta(days=issued)))
+        mixed = {**fresh, **{name: other[name] for name in other if name.startswith(part)}}
+        with pytest.raises(NotAuthentic, match=words):
+            verify(Evidence("tdx", quote("tdx"), (json.dumps(mixed).encode(),)), CONTEXT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_debug_is_refused_although_all_is_signed(kind):
+    evidence = Evidence(kind, quote(kind, debug=True), (PKI.collateral(kind),))
+    with pytest.raises(NotAuthentic, match="debug mode"):
+        verify(evidence, CONTEXT)
+
+
+@pytest.mark.parametrize("bit", range(8))
+def test_every_bit_of_the_tud_byte_is_debug(bit):
+    attributes = bytes([1 << bit, 0, 0, 0x10, 0, 0, 0, 0])
+    evidence = Evidence("tdx", quote("tdx", td_attributes=attributes), (PKI.collateral("tdx"),))
+    with pytest.raises(NotAuthentic, match="debug mode"):
+        verify(evidence, CONTEXT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_expired_pck_is_refused(kind):
+    short = IntelPki.create(NOW, pck_days=2)
+    context = Context(NOW + timedelta(days=2, seconds=1), short.roots(production()))
+    with pytest.raises(NotAuthentic, match=r"platform \(PCK\) has expired"):
+        verdict(kind, pki=short, context=context)
+    in_time = verdict(kind, pki=short, context=replace(context, now=NOW))
+    assert in_time.not_after == NOW + timedelta(days=2)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_intels_root_does_not_vouch_for_it(kind):
+    with pytest.raises(NotAuthentic):
+        verdict(kind, context=Context(NOW, production()))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_another_root_does_not_vouch_for_it(kind):
+    other = IntelPki.create(NOW)
+    with pytest.raises(NotAuthentic):
+        verdict(kind, context=Context(NOW, other.roots(production())))
+    # Neither with the collateral of the one and the quote of the other.
+    for quoted, vouched in ((PKI, other), (other, PKI)):
+        with pytest.raises(NotAuthentic):
+            verify(Evidence(kind, quote(kind, quoted), (vouched.collateral(kind),)), CONTEXT)
+
+
+def test_the_parts_of_two_quotes_do_not_mix():
+    first, second = quote("tdx"), PKI.tdx_quote(bytes(64), mr_td=b"\1" * 48)
+    mixed = second[:632] + first[632:]
+    with pytest.raises(NotAuthentic):
+        verify(Evidence("tdx", mixed, (PKI.collateral("tdx"),)), CONTEXT)
+
+
+def test_collateral_of_sgx_does_not_vouch_for_tdx():
+    for kind, other in (("tdx", "sgx"), ("sgx", "tdx")):
+        with pytest.raises(NotAuthentic):
+            verify(Evidence(kind, quote(kind), (PKI.collateral(other),)), CONTEXT)
+
+
+def test_measurements_and_platform_are_claims():
+    parts = {f"rtmr{index}": bytes([index + 1]) * 48 for index in range(4)}
+    machine = PKI.another(ppid=b"\xaa" * 16, piid=b"\xbb" * 16)
+    evidence = Evidence(
+        "tdx", quote("tdx", machine, mr_td=b"\7" * 48, **parts), (PKI.collateral("tdx"),)
+    )
+    values = verify(evidence, CONTEXT).values
+    assert values["mr_td"] == "07" * 48
+    assert [values[f"rtmr{index}"] for index in range(4)] == [
+        f"{index:02x}" * 48 for index in range(1, 5)
+    ]
+    assert (values["ppid"], values["piid"]) == ("aa" * 16, "bb" * 16)
+    assert verify(evidence, CONTEXT).platform == "ppid:" + "aa" * 16
+    enclave = quote("sgx", mr_enclave=b"\1" * 32, mr_signer=b"\2" * 32, isv_prod_id=3, isv_svn=515)
+    values = verify(Evidence("sgx", enclave, (PKI.collateral("sgx"),)), CONTEXT).values
+    assert (values["mr_enclave"], values["mr_signer"]) == ("01" * 32, "02" * 32)
+    assert (values["isv_prod_id"], values["isv_svn"]) == (3, 515)
+
+
+@pytest.mark.parametrize(
+    ("ppid", "platform"), [(bytes(16), "piid:" + "01" * 16), (b"\2" * 16, "ppid:" + "02" * 16)]
+)
+def test_a_ppid_of_zeros_identifies_nobody(ppid, platform):
+    machine = PKI.another(ppid=ppid, piid=b"\1" * 16)
+    assert verdict("tdx", pki=machine).platform == platform
+    nobody = PKI.another(ppid=bytes(16), piid=bytes(16))
+    assert verdict("tdx", pki=nobody).platform is None
+
+
+def test_another_quote_of_one_machine_is_another_identity():
+    first = verdict("tdx")
+    second = verify(Evidence("tdx", PKI.tdx_quote(bytes(64)), (PKI.collateral("tdx"),)), CONTEXT)
+    assert first.digest != second.digest
+    assert first.platform == second.platform
+    # Signed anew, ECDSA gives other bytes; what is said is the same.
+    assert quote("tdx") != quote("tdx")
+    assert verdict("tdx").digest == first.digest
+
+
+@pytest.mark.parametrize(
+    "collateral",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"\xff\xfe",
+        b'{"tcb_info": "{}", "tcb_info": "{}"}',
+        b"-----BEGIN CERTIFICATE-----\n-----END CERTIFICATE-----\n",
+        b"{" * 100_000,
+    ],
+    ids=["empty", "nothing", "list", "bytes", "twice", "pem", "deep"],
+)
+def test_what_is_no_collateral_vouches_for_nothing(collateral):
+    with pytest.raises(MissingEndorsement, match="not Intel's collateral"):
+        verify(Evidence("tdx", quote("tdx"), (collateral,)), CONTEXT)
+
+
+@pytest.mark.parametrize("name", json.loads(PKI.collateral("tdx")))
+@pytest.mark.parametrize("value", [None, 1, "", "00", "zz", "{}", "é", ["x"], {"a": 1}])
+def test_every_member_of_the_collateral_can_be_wrong(name, value):
+    members = {**json.loads(PKI.collateral("tdx")), name: value}
+    with pytest.raises((MissingEndorsement, NotAuthentic)):
+        verify(Evidence("tdx", quote("tdx"), (json.dumps(members).encode(),)), CONTEXT)
+
+
+@pytest.mark.parametrize("name", json.loads(PKI.collateral("tdx")))
+def test_every_member_of_the_collateral_is_needed(name):
+    members = json.loads(PKI.collateral("tdx"))
+    del members[name]
+    with pytest.raises(MissingEndorsement, match=name):
+        verify(Evidence("tdx", quote("tdx"), (json.dumps(members).encode(),)), CONTEXT)
+
+
+def test_oversized_evidence_is_not_looked_at():
+    for data, endorsements in ((bytes(MAX_EVIDENCE + 1), ()), (b"x", (bytes(MAX_ENDORSEMENTS + 1),))):
+        with pytest.raises(MalformedEvidence, match="more than"):
+            verify(Evidence("tdx", data, endorsements), CONTEXT)
+
+
+def test_fetched_collateral_is_bounded_too():
+    class Source:
+        def fetch(self, wanted):
+            return b" " * MAX_ENDORSEMENTS + PKI.collateral("tdx")
+
+    with pytest.raises(MissingEndorsement, match="more than"):
+        verify(Evidence("tdx", quote("tdx")), replace(CONTEXT, endorsements=Source()))
+
+
+class PanicException(BaseException):
+    """Named as the one of pyo3, that is a BaseException too."""
+
+
+@pytest.mark.parametrize(
+    "raised", [PanicException("index out of bounds"), ValueError("x\n y"), TypeError()]
+)
+def test_whatever_the_library_raises_is_an_error_of_ours(monkeypatch, raised):
+    import dcap_qvl
+
+    class Verifier:
+        def __init__(self, root_ca_der=None):
+            raise raised
+
+    monkeypatch.setattr(dcap_qvl, "QuoteVerifier", Verifier)
+    with pytest.raises(NotAuthentic, match="does not verify") as caught:
+        verdict("tdx")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt(), SystemExit(1), MemoryError()])
+def test_what_stops_a_process_passes(monkeypatch, raised):
+    import dcap_qvl
+
+    def stop(data):
+        raise raised
+
+    monkeypatch.setattr(dcap_qvl, "parse_quote", stop)
+    with pytest.raises(type(raised)):
+        verdict("tdx")
+
+
+def test_what_the_library_verified_is_what_we_read(monkeypatch):
+    """If the two ever read a quote differently, nobody believes it."""
+    from strongroom.attest import dcap_quote
+
+    shifted = {**dcap_quote._TD_BODY, "rtmr3": (376, 48)}
+    layouts = {**dcap_quote._BY_TEE, (4, 0x81): ("tdx", 584, shifted)}
+    monkeypatch.setattr(dcap_quote, "_BY_TEE", layouts)
+    evidence = Evidence("tdx", quote("tdx", rtmr1=b"\1" * 48), (PKI.collateral("tdx"),))
+    with pytest.raises(NotAuthentic, match="read in two ways"):
+        verify(evidence, CONTEXT)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_description_needs_no_collateral(kind):
+    described = dcap.describe(Evidence(kind, quote(kind, debug=True)))
+    assert described["debug"] is True
+    assert described["report_data"] == BOUND.hex()
+    assert described["version"] == (4 if kind == "tdx" else 3)
+
+
+@pytest.mark.parametrize("version", [0, 1, 2, 5, 6, 255, 65535])
+def test_unknown_versions_are_malformed(version):
+    data = version.to_bytes(2, "little") + quote("tdx")[2:]
+    with pytest.raises(MalformedEvidence):
+        dcap.describe(Evidence("tdx", data))
+
+
+def test_a_saved_pki_is_the_same_and_says_what_it_is(tmp_path):
+    PKI.save(tmp_path / "pki")
+    loaded = IntelPki.load(tmp_path / "pki")
+    evidence = Evidence("tdx", quote("tdx", loaded), (loaded.collateral("tdx"),))
+    assert verify(evidence, CONTEXT).digest == verdict("tdx").digest
+    files = sorted((tmp_path / "pki").iterdir())
+    assert all("NOT-FOR-PRODUCTION" in file.name for file in files)
+    keys = next(file for file in files if "KEYS" in file.name)
+    assert keys.stat().st_mode & 0o777 == 0o600
+    from strongroom.errors import AlreadyExists, NotFound
+
+    with pytest.raises(AlreadyExists):
+        PKI.save(tmp_path / "pki")
+    keys.write_text("{}")
+    with pytest.raises(NotFound, match="no saved PKI"):
+        IntelPki.load(tmp_path / "pki")
+    with pytest.raises(NotFound):
+        IntelPki.load(tmp_path / "elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        # Of version 10; a negative serial number; a date that is none.
+        (b"\xa0\x03\x02\x01\x02", b"\xa0\x03\x02\x01\x0a"),
+        (b"\x02\x14", b"\x02\x14\xff"),
+        (b"260228", b"269928"),
+    ],
+)
+def test_certificates_that_cannot_be_read_are_refused(old, new):
+    der = PKI.certificates["pck"].public_bytes(Encoding.DER)
+    place = der.index(old)
+    changed = der[:place] + new + der[place + len(new) :]
+    assert len(changed) == len(der)
+    bad = (
+        b"-----BEGIN CERTIFICATE-----\n" + base64.encodebytes(changed) + b"-----END CERTIFICATE-----\n"
+    )
+    rest = PKI.certificates["ca"].public_bytes(Encoding.PEM) + PKI.root_pem
+    signed = sign_quote(
+        td_body(BOUND, {}),
+        tdx=True,
+        attestation=PKI.keys["attestation"],
+        pck=PKI.keys["pck"],
+        chain=bad + rest,
+    )
+    with pytest.raises((MalformedEvidence, NotAuthentic)):
+        verify(Evidence("tdx", signed, (PKI.collateral("tdx"),)), CONTEXT)
