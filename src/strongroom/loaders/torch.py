@@ -14,12 +14,11 @@ keys kept by model id (:mod:`strongroom.providers.by_model`) the caller names no
 from __future__ import annotations
 
 import inspect
-import io
 import os
 import pickle
 import zipfile
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from strongroom.errors import UsageError
 from strongroom.format.limits import DEFAULT_SEGMENT
@@ -29,6 +28,7 @@ from strongroom.loaders.source import ModelSource, archive_members, extra_for, o
 from strongroom.model.collect import checked_path
 from strongroom.model.location import local
 from strongroom.model.output import open_file_output
+from strongroom.model.random_access import RandomAccessFile
 from strongroom.model.reader import SealedModel
 from strongroom.model.writer import SealedWriter, build_meta
 from strongroom.providers import sources
@@ -40,9 +40,6 @@ try:
     from torch import serialization
 except ModuleNotFoundError as error:
     raise extra_for(error, "torch", "Loading PyTorch models", "torch") from None
-
-if TYPE_CHECKING:
-    from typing_extensions import Buffer
 
 __all__ = [
     "aoti_load_package",
@@ -267,30 +264,12 @@ def _load_in_place(memory: memoryview, map_location: Any, weights_only: bool) ->
     )
 
 
-class _MemoryReader(io.RawIOBase):
+class _MemoryReader(RandomAccessFile):
     """A file over memory that nobody copies (BytesIO would)."""
 
     def __init__(self, memory: memoryview) -> None:
+        super().__init__(len(memory))
         self._memory = memory
-        self._position = 0
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
-        base = {os.SEEK_SET: 0, os.SEEK_CUR: self._position, os.SEEK_END: len(self._memory)}[whence]
-        self._position = base + offset
-        return self._position
-
-    def readinto(self, buffer: Buffer) -> int:
-        out = memoryview(buffer).cast("B")
-        part = self._memory[self._position : self._position + len(out)]
-        out[: len(part)] = part
-        self._position += len(part)
-        return len(part)
+    def read_at(self, position: int, out: memoryview) -> None:
+        out[:] = self._memory[position : position + len(out)]
