@@ -192,9 +192,10 @@ class ReleaseService:
         asked = Asked(
             key=KeyName(record.name, record.version),
             bundle=wanted.bundle,
-            registered_bundle=record.bundle,
             current_version=current.version,
+            current_bundle=current.bundle,
             state=record.state,
+            registered=record.bundle,
         )
         shadows = {
             one.id: decide(one, asked, presented)
