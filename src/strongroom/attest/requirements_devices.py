@@ -46,6 +46,11 @@ class DeviceCheck:
         return self.check.path
 
     @property
+    def listed(self) -> tuple[Any, ...]:
+        """What each of them may be."""
+        return self.check.listed
+
+    @property
     def identifies(self) -> bool:
         return self.check.identifies
 

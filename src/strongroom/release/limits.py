@@ -20,3 +20,10 @@ MAX_LEASE: Final = 30 * 86400
 MIN_LEASE: Final = 10
 DEFAULT_LEASE: Final = 3600
 """Seconds. Long enough to live through an outage, short enough that a revocation is felt."""
+
+MAX_ATTEST_AGAIN: Final = 90 * 86400
+DEFAULT_ATTEST_AGAIN: Final = 86400
+"""Seconds for which evidence may be renewed upon: firmware and revocations of a day, not of a year."""
+
+MAX_POLICY: Final = 1 << 20
+"""Bytes of a policy in canonical JSON: four thousand platforms by their 64-byte chip ids have half of it."""
