@@ -8,7 +8,18 @@ from typing import Annotated
 import typer
 
 from strongroom import __version__
-from strongroom.cli import bench, inspect, keygen, plumbing, rewrap, seal, transfer, unseal, verify
+from strongroom.cli import (
+    attest,
+    bench,
+    inspect,
+    keygen,
+    plumbing,
+    rewrap,
+    seal,
+    transfer,
+    unseal,
+    verify,
+)
 from strongroom.cli.process import PROGRAM
 from strongroom.cli.verb import Group, paragraphs
 
@@ -70,4 +81,5 @@ def program(
 
 for _module in (keygen, seal, unseal, inspect, verify, rewrap, transfer, bench):
     _module.register(app)
+app.add_typer(attest.app)
 app.add_typer(plumbing.app)

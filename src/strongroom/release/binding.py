@@ -17,9 +17,9 @@ from strongroom.attest.evidence import Evidence
 from strongroom.format.encoding import b64url, canonical_json
 from strongroom.release.names import KeyName
 
-__all__ = ["Binding", "WantedKey"]
+__all__ = ["SHORT", "Binding", "WantedKey"]
 
-_SHORT: Final = frozenset({"tpm", "azure-vtpm", "nvidia", "jwt"})
+SHORT: Final = frozenset({"tpm", "azure-vtpm", "nvidia", "jwt"})
 """A TPM takes as many bytes as its largest hash has, a GPU 32, tokens a short text."""
 
 
@@ -72,4 +72,4 @@ class Binding:
         """64 bytes that primary evidence must carry, 32 for the kinds that have no room for more."""
         digests = [b64url(evidence.digest) for evidence in secondary]
         message = canonical_json({**self.to_json(), "secondary": digests})
-        return (hashlib.sha256 if kind in _SHORT else hashlib.sha512)(message).digest()
+        return (hashlib.sha256 if kind in SHORT else hashlib.sha512)(message).digest()

@@ -1,0 +1,262 @@
+"""``strongroom attest``: evidence of what a machine is, collected, shown, verified."""
+
+from __future__ import annotations
+
+import hmac
+import tomllib
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+from cryptography import x509
+from rich.text import Text
+
+from strongroom.attest.evidence import Claims, Evidence
+from strongroom.attest.limits import MAX_ENDORSEMENTS
+from strongroom.attest.roots import Roots, production
+from strongroom.attest.verify import Context, verify
+from strongroom.cli import attest_collect, attest_show
+from strongroom.cli.attest_files import Kind, read_evidence, read_limited
+from strongroom.cli.attest_show import flat, value_rows
+from strongroom.cli.terminal import note, plain, print_json, report, shown
+from strongroom.cli.verb import Group, Json, verb
+from strongroom.errors import EvidenceError, NotAcceptable, NotAuthentic, UsageError
+from strongroom.format.encoding import parse_json
+from strongroom.release.decision import Decision, Finding, Presented, evaluate
+from strongroom.release.limits import MAX_POLICY
+from strongroom.release.messages import parse_time
+from strongroom.release.policy import Policy
+
+__all__ = ["app"]
+
+_EXAMPLES = """
+strongroom attest verify --evidence evidence.json
+strongroom attest verify --kind tdx --evidence quote.bin --endorsements collateral.json --policy llama.json
+strongroom attest verify --kind snp --evidence report.bin --endorsements vcek.pem --at 2026-03-01T00:00:00Z
+"""
+
+
+class _Attest(Group):
+    examples = """
+strongroom attest collect --challenge "$(openssl rand -hex 32)" -o evidence.json
+strongroom attest show evidence.json
+strongroom attest verify --evidence evidence.json --policy llama.json
+"""
+
+
+app = typer.Typer(
+    name="attest",
+    cls=_Attest,
+    no_args_is_help=True,
+    help="Evidence of what a machine is: collect it, look at it, verify it.",
+)
+
+
+def _roots(test_root: str | None, kind: str) -> Roots:
+    if test_root is None:
+        return production()
+    pem = read_limited(test_root, MAX_ENDORSEMENTS)
+    try:
+        x509.load_pem_x509_certificate(pem)
+    except ValueError:
+        raise UsageError(f"{shown(test_root)} is no certificate in PEM.") from None
+    base = production()
+    places: dict[str, dict[str, Any]] = {
+        "sgx": {"intel": pem},
+        "tdx": {"intel": pem},
+        "snp": {"amd": dict.fromkeys(base.amd, pem)},
+        "azure-vtpm": {"amd": dict.fromkeys(base.amd, pem)},
+        "nitro": {"nitro": pem},
+        "nvidia": {"nvidia_device": pem},
+        "tpm": {"tpm": (pem,)},
+    }
+    if kind not in places:
+        raise UsageError(f"Evidence of the kind {kind} has no root certificate.")
+    note("a root for tests is believed. Anybody can have made this evidence.", label="TEST ROOT: ")
+    return replace(base, test=True, **places[kind])
+
+
+def read_policy(path: str) -> Policy:
+    """A policy of a file, JSON, or TOML where its name says so.
+
+    Raises:
+        InvalidPolicy: it is none.
+    """
+    data = read_limited(path, MAX_POLICY)
+    try:
+        document = tomllib.loads(data.decode()) if path.endswith(".toml") else parse_json(data)
+    except ValueError as error:
+        raise UsageError(f"{shown(path)} {error}.") from None
+    return Policy.parse(document)
+
+
+def _check_bound(claims: Claims, expected: bytes) -> None:
+    wanted = expected.ljust(len(claims.bound), b"\0")
+    if not hmac.compare_digest(claims.bound, wanted):
+        raise NotAuthentic(
+            "The evidence is bound to other report data than was expected.",
+            hint="It was made for another challenge or key; have it made anew.",
+        )
+
+
+def _appraise(policy: Policy, claims: Claims, now: datetime) -> Decision:
+    presented = Presented(
+        now=now,
+        claims=[claims],
+        # What it must be bound to is not for a policy to say: --report-data has been compared.
+        expected_primary={claims.kind: claims.bound},
+        expected_secondary=claims.bound,
+        allow_test_roots=claims.test_root,
+    )
+    decision = evaluate(policy, presented)
+    findings = tuple(one for one in decision.findings if not one.path.endswith(".bound"))
+    return replace(decision, findings=findings)
+
+
+def _print(claims: Claims, decision: Decision | None, bound: bool) -> None:
+    with report() as out:
+        out.print(Text.assemble(("authentic", "bold green"), f": evidence of the kind {claims.kind}"))
+        if claims.test_root:
+            out.print(Text("under a TEST ROOT: it proves nothing", "bold red"))
+        out.print(value_rows(_facts(claims, bound)))
+        if decision is None:
+            return
+        out.print()
+        word = ("acceptable", "bold green") if decision.allowed else ("not acceptable", "bold red")
+        out.print(Text.assemble(word, f" by the policy{_why(decision)}"))
+        for finding in decision.findings:
+            out.print(_reason(finding), soft_wrap=True)
+
+
+def _why(decision: Decision) -> str:
+    return f": {decision.matched} holds" if decision.matched else f" ({decision.code})"
+
+
+def _reason(finding: Finding) -> Text:
+    mark = ("  ok   ", "green") if finding.ok else ("  FAIL ", "bold red")
+    return Text.assemble(mark, plain(f"{finding.path}: {finding.text}"))
+
+
+def _facts(claims: Claims, bound: bool) -> list[tuple[str, str]]:
+    compared = "as expected" if bound else "not compared: there is no --report-data"
+    return [
+        *flat(claims.values),
+        ("bound to", f"{claims.bound.hex()} ({compared})"),
+        ("platform", claims.platform or "the evidence does not say"),
+        ("debug", "yes" if claims.debug else "no"),
+        ("holds until", claims.not_after.isoformat(timespec="seconds")),
+        *(("fault", fault) for fault in claims.faults),
+    ]
+
+
+def _verdict(
+    evidence: Evidence, context: Context, expected: bytes | None, policy: Policy | None
+) -> tuple[Claims, Decision | None]:
+    claims = verify(evidence, context)
+    if expected is not None:
+        _check_bound(claims, expected)
+    return claims, None if policy is None else _appraise(policy, claims, context.now)
+
+
+def attest_verify(
+    evidence: Annotated[
+        str,
+        typer.Option("--evidence", metavar="FILE", show_default=False, help="Evidence, JSON or raw."),
+    ],
+    kind: Kind = None,
+    endorsements: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--endorsements",
+            metavar="FILE",
+            show_default=False,
+            help="What vouches for it: certificates, CRLs, collateral. Can be repeated.",
+        ),
+    ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            "--at",
+            metavar="TIME",
+            show_default=False,
+            help="Verify as of this moment, such as 2026-03-01T12:00:00Z; now, if not given.",
+        ),
+    ] = None,
+    report_data: Annotated[
+        str | None,
+        typer.Option(
+            "--report-data",
+            metavar="HEX",
+            show_default=False,
+            help="What it must be bound to; zeros at the end can be left out.",
+        ),
+    ] = None,
+    challenge: attest_collect.Challenge = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            "--policy",
+            metavar="FILE",
+            show_default=False,
+            help="Policy that must accept it, JSON or TOML.",
+        ),
+    ] = None,
+    test_root: Annotated[
+        str | None,
+        typer.Option(
+            "--test-root",
+            metavar="PEM",
+            show_default=False,
+            help="Believe this root, which is for TESTS, in place of the vendor's.",
+        ),
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Verify evidence: is it authentic and, with a policy, acceptable?
+
+    Signatures, certificate chains up to the vendor's root, revocation and dates are verified. A policy
+    is compared claim by claim, and each comparison is printed. Nothing is fetched from anywhere.
+
+    Exit code 0 says that it is authentic and, where a policy was given, acceptable; 6 that it is not.
+    """
+    now = datetime.now(UTC) if at is None else parse_time(at, "--at")
+    found = read_evidence(evidence, kind, endorsements or ())
+    expected = attest_collect.bound_bytes(report_data, challenge, found.kind)
+    wanted = None if policy is None else read_policy(policy)
+    context = Context(now, _roots(test_root, found.kind))
+    try:
+        claims, decision = _verdict(found, context, expected, wanted)
+    except EvidenceError as error:
+        if json:
+            print_json({"authentic": False, "acceptable": None, "reason": error.message})
+        raise
+    if json:
+        print_json(_json(claims, decision))
+    else:
+        _print(claims, decision, expected is not None)
+    if decision is not None and not decision.allowed:
+        raise _not_acceptable(decision)
+
+
+def _json(claims: Claims, decision: Decision | None) -> dict[str, Any]:
+    return {
+        "authentic": True,
+        "acceptable": None if decision is None else decision.allowed,
+        "claims": claims.to_json(),
+        "digest": claims.digest.hex(),
+        "decision": None if decision is None else decision.to_json(),
+    }
+
+
+def _not_acceptable(decision: Decision) -> NotAcceptable:
+    reasons: Sequence[str] = [f"{one.path}: {one.text}" for one in decision.findings if not one.ok]
+    return NotAcceptable(
+        "The evidence is authentic, and the policy does not accept it.", reasons=reasons
+    )
+
+
+verb(app, "verify", attest_verify, _EXAMPLES)
+attest_show.register(app)
+attest_collect.register(app)
