@@ -158,7 +158,9 @@ def _check_identity(
     zero = any(set(needed) <= listed | identifying for needed in kind.needs)
     raise InvalidPolicy(
         path,
-        "lists only values that are zero until somebody sets them" if zero else "identifies nothing",
+        "lists only values that everybody has until somebody sets them"
+        if zero
+        else "identifies nothing",
         hint=f"A requirement on {name} lists {wanted}.",
     )
 

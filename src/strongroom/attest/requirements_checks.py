@@ -78,6 +78,11 @@ def _scalar(value: Any) -> bool:
     return isinstance(value, str | int)
 
 
+def _blank(value: Any) -> bool:
+    """All zero, or all ones as registers of a TPM that nobody has started: what everybody has."""
+    return isinstance(value, str) and (not value.strip("0") or not value.strip("f"))
+
+
 @dataclass(frozen=True, slots=True)
 class OneOf:
     """The claim is one of those listed; with ``within``, it is a list that has one of them."""
@@ -90,7 +95,7 @@ class OneOf:
 
     @property
     def identifies(self) -> bool:
-        return not any(isinstance(value, str) and not value.strip("0") for value in self.listed)
+        return not any(map(_blank, self.listed))
 
     def findings(self, claims: Claims, now: datetime) -> list[Finding]:
         return [self.compare(lookup(claims.values, self.claim))]
@@ -139,13 +144,17 @@ class AtLeast:
 
 
 def identities(claims: Claims) -> tuple[str, ...]:
-    """Every name of the machine that the evidence proves: ``ppid:…``, ``chip_id:…``, ``ak:…``."""
+    """Every name of the machine that the evidence proves: ``ppid:…``, ``chip_id:…``, ``ak:…``, and those of its GPUs."""
     names = [] if claims.platform is None else [claims.platform]
     for claim in _PLATFORM_CLAIMS:
         value = claims.values.get(claim)
         # A chip id that is masked is all zero, and everybody's.
         if isinstance(value, str) and value.strip("0"):
             names.append(f"{claim}:{value}")
+    devices = claims.values.get("devices")
+    for device in devices if isinstance(devices, list | tuple) else ():
+        if isinstance(device, Mapping) and isinstance(device.get("device"), str):
+            names.append(f"device:{device['device']}")
     return tuple(dict.fromkeys(names))
 
 

@@ -26,15 +26,6 @@ def devices_of(claims: Claims) -> Sequence[Mapping[str, Any]]:
     return found
 
 
-def device_id(found: Mapping[str, Any]) -> str | None:
-    """What tells a device from others, or None."""
-    for name in ("ueid", "uuid"):
-        value = found.get(name)
-        if isinstance(value, str) and value.strip("0"):
-            return value
-    return None
-
-
 @dataclass(frozen=True, slots=True)
 class DeviceCheck:
     """Every device has one of the listed values."""
@@ -75,7 +66,7 @@ class Count:
 
     def findings(self, claims: Claims, now: datetime) -> list[Finding]:
         found = devices_of(claims)
-        names = [device_id(one) for one in found]
+        names = [one.get("device") for one in found]
         if len(found) > 1 and (None in names or len(set(names)) != len(names)):
             sentence = "The same device is counted twice, or one has no identity."
             return [Finding(False, self.path, len(found), self.wanted, sentence)]

@@ -31,6 +31,7 @@ from strongroom.attest.requirements_values import (
     integer,
     matches,
     text,
+    true,
 )
 
 __all__ = ["IDENTITY", "KINDS", "Kind"]
@@ -146,15 +147,17 @@ _SNP_MEMBERS: Final[Mapping[str, Member]] = {
 }
 _SNP: Final = Kind(_SNP_MEMBERS, needs=[["measurement"]])
 
-_tpm_pcr = numbered(_sha256, _PCRS, lambda index: ("pcr", index))
+_tpm_pcr = numbered(hexadecimal(32, 48, 64), _PCRS, lambda index: ("pcr", index))
 _TPM: Final = Kind(
     {
         "ak": one_of(_sha256, "ak"),
+        # Anybody can make a key that says what he likes; one with a certificate is in some TPM at least.
+        "ak_certified": one_of(true, "ak_certified"),
         "pcr": _tpm_pcr,
-        "firmware_version": one_of(text, "firmware_version"),
+        "firmware_version": one_of(hexadecimal(8), "firmware_version"),
         "platforms": platforms(_PLATFORM),
     },
-    needs=[["ak", "pcr"], ["platforms", "pcr"]],
+    needs=[["ak", "pcr"], ["platforms", "pcr"], ["ak_certified", "pcr"]],
 )
 # Whoever runs an SNP guest of his own can put a TPM of his own into it: without what Microsoft's
 # firmware measures to, or who has signed it, registers mean nothing.
@@ -178,7 +181,11 @@ _NVIDIA: Final = Kind(
         "count": count,
         "driver": device(text, "driver"),
         "vbios": device(text, "vbios"),
+        "device": device(_sha256, "device"),
         "measurements": _measurements,
+        "mode": device(choice("SPT", "MPT"), "mode"),
+        "protected_pcie": device(boolean, "protected_pcie"),
+        "secboot": device(true, "secboot"),
     },
     needs=[["arch", "count"]],
     implied={"measurements": lambda path: _measurements(MATCH, path)},

@@ -24,6 +24,7 @@ __all__ = [
     "matches",
     "moment",
     "text",
+    "true",
     "unknown_member",
 ]
 
@@ -166,6 +167,13 @@ def boolean(value: object, path: str) -> bool:
     if not isinstance(value, bool):
         raise InvalidPolicy(path, "is neither true nor false")
     return value
+
+
+def true(value: object, path: str) -> bool:
+    """True: a member that can only be demanded."""
+    if value is not True:
+        raise InvalidPolicy(path, "is not true", hint="Leave it out where it must not be compared.")
+    return True
 
 
 def choice(*names: str) -> Leaf:
