@@ -1,13 +1,6 @@
 """NVIDIA GPUs and NVSwitches in confidential-computing mode: their reports, chains and measurements.
 
-The data is JSON::
-
-    {"devices": [{"report": base64url, "certificates": PEM}, …], "certificates": PEM}
-
-``certificates`` of a device is its chain, leaf first; what all devices have in common may stand once, on
-the outside, and is appended to each: eight GPUs fit into the limit of evidence only so. ``arch`` and
-``uuid`` may be there and are not believed: what a device is, its certificates say. The form of
-Confidential Containers, ``device_evidence_list``, is read as well.
+How several devices share one piece of evidence: :mod:`.nvidia_evidence`.
 
 Measurements are compared with NVIDIA's reference manifests (RIM), from the evidence's endorsements or
 the verifier's source. Where there is none for the driver or the VBIOS of a device, its claim
@@ -18,8 +11,6 @@ Evidence of a GPU can be relayed: it counts only where the evidence of a CPU lis
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -33,21 +24,17 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from strongroom.attest.certificates import load_certificates
 from strongroom.attest.chains import chain_to
 from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.nvidia_dice import Dice, dice_of
+from strongroom.attest.nvidia_evidence import read_devices
 from strongroom.attest.nvidia_measurements import Manifests, References, compare
 from strongroom.attest.nvidia_ocsp import check_revocation
 from strongroom.attest.nvidia_report import ENABLED, SIGNATURE_SIZE, Opaque, Report, parse_report
 from strongroom.attest.verify import Context
-from strongroom.errors import MalformedEvidence, NotAuthentic
-from strongroom.format.encoding import parse_json, unb64url_text
+from strongroom.errors import NotAuthentic
 
-__all__ = ["ARCHITECTURES", "MAX_DEVICES", "verify"]
-
-MAX_DEVICES: Final = 16
-"""Eight GPUs and the switches between them."""
+__all__ = ["ARCHITECTURES", "verify"]
 
 ARCHITECTURES: Final[Mapping[str, str]] = {"GH": "HOPPER", "GB": "BLACKWELL", "LS": "LS10"}
 """First letters of a chip → its architecture, as NVIDIA's library names it."""
@@ -81,12 +68,15 @@ def verify(evidence: Evidence, context: Context) -> Claims:
     """Verify reports of one or several devices, all bound to one nonce.
 
     Raises:
-        MalformedEvidence: not in a form of above, or a report or manifest is malformed.
+        MalformedEvidence: not in a known form, or a report or manifest is malformed.
         NotAuthentic: a chain, a signature, the firmware's id, a manifest or a revocation is
             against it; two reports are of one device, or bound to different nonces.
         Unavailable: the endorsement source does not answer.
     """
-    devices = [_verify_device(report, chain, context) for report, chain in _read(evidence.data)]
+    devices = [
+        _verify_device(parse_report(report), chain, context)
+        for report, chain in read_devices(evidence.data)
+    ]
     identities = sorted(device.identity for device in devices)
     if len(set(identities)) != len(identities):
         raise NotAuthentic("Two of the reports are of the same device.")
@@ -115,31 +105,6 @@ def verify(evidence: Evidence, context: Context) -> Claims:
             if flag != "debug"
         ],
     )
-
-
-def _read(data: bytes) -> list[tuple[Report, list[x509.Certificate]]]:
-    try:
-        members = parse_json(data)
-    except ValueError as error:
-        raise MalformedEvidence(f"The evidence of the GPU {error}.") from None
-    containers = "device_evidence_list" in members
-    entries = members.get("device_evidence_list" if containers else "devices")
-    if not isinstance(entries, list) or not 0 < len(entries) <= MAX_DEVICES:
-        raise MalformedEvidence(f"The evidence is not of one to {MAX_DEVICES} devices.")
-    common = b"" if containers else _text(members.get("certificates", ""))
-    found = []
-    for entry in entries:
-        if not isinstance(entry, dict):
-            raise MalformedEvidence("A device in the evidence is not an object.")
-        if containers:
-            report, pem = (
-                _base64_or_hex(entry.get("evidence")),
-                _base64_or_hex(entry.get("certificate")),
-            )
-        else:
-            report, pem = _base64url(entry.get("report")), _text(entry.get("certificates"))
-        found.append((parse_report(report), list(load_certificates(pem + b"\n" + common))))
-    return found
 
 
 def _verify_device(report: Report, certificates: list[x509.Certificate], context: Context) -> _Device:
@@ -194,28 +159,3 @@ def _claims_of(device: _Device, references: References) -> dict[str, Any]:
 def _spki_digest(certificate: x509.Certificate) -> str:
     spki = certificate.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
     return hashlib.sha256(spki).hexdigest()
-
-
-def _text(value: object) -> bytes:
-    if not isinstance(value, str) or not value.isascii():
-        raise MalformedEvidence("The certificates of a GPU are not PEM.")
-    return value.encode("ascii")
-
-
-def _base64url(value: object) -> bytes:
-    try:
-        return unb64url_text(value)
-    except ValueError as error:
-        raise MalformedEvidence(f"The report of a GPU {error}.") from None
-
-
-def _base64_or_hex(value: object) -> bytes:
-    try:
-        if not isinstance(value, str):
-            raise ValueError
-        try:
-            return bytes.fromhex(value)
-        except ValueError:
-            return base64.b64decode(value, validate=True)
-    except (ValueError, binascii.Error):
-        raise MalformedEvidence("The evidence of a GPU is neither base64 nor hexadecimal.") from None
