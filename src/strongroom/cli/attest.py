@@ -236,6 +236,12 @@ def attest_verify(
         print_json(_json(claims, decision))
     else:
         _print(claims, decision, expected is not None)
+        status = claims.values.get("tcb_status", "UpToDate")
+        if decision is None and status != "UpToDate":
+            note(
+                f"its TCB is {plain(str(status))}; a policy must say whether that will do.",
+                label="note: ",
+            )
     if decision is not None and not decision.allowed:
         raise _not_acceptable(decision)
 
