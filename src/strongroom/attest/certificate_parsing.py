@@ -12,7 +12,7 @@ from typing import Final
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from strongroom.attest.limits import MAX_CERTIFICATES, MAX_ENDORSEMENTS
+from strongroom.attest.limits import MAX_CERTIFICATES
 from strongroom.errors import MalformedEvidence
 
 __all__ = ["is_crl", "load_certificate", "load_certificates", "load_crl", "serial_zero_allowed"]
@@ -20,6 +20,9 @@ __all__ = ["is_crl", "load_certificate", "load_certificates", "load_crl", "seria
 _PEM: Final = b"-----BEGIN "
 _CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
 _CRL: Final = b"-----BEGIN X509 CRL-----"
+_MAX_CHAIN: Final = 64 << 10
+"""Bytes; a certificate of AMD has 2 KB in PEM. What is parsed is kept, hence the limit."""
+
 _FILTERS: Final = threading.Lock()
 
 
@@ -50,9 +53,9 @@ def load_certificates(data: bytes) -> tuple[x509.Certificate, ...]:
     """The certificates of a PEM bundle, in its order, or the one in DER.
 
     Raises:
-        MalformedEvidence: there is none, something else is in it, or there are more than 8.
+        MalformedEvidence: there is none, one cannot be parsed, or there are more than 8.
     """
-    if len(data) > MAX_ENDORSEMENTS or data.count(_CERTIFICATE) > MAX_CERTIFICATES:
+    if len(data) > _MAX_CHAIN or data.count(_CERTIFICATE) > MAX_CERTIFICATES:
         raise MalformedEvidence(f"A chain has more than {MAX_CERTIFICATES} certificates.")
     data = bytes(data)
     try:
@@ -76,7 +79,7 @@ def load_certificate(data: bytes) -> x509.Certificate:
     return found[0]
 
 
-@lru_cache(16)
+@lru_cache(8)
 def load_crl(data: bytes) -> x509.CertificateRevocationList:
     """A revocation list in PEM or DER.
 
