@@ -1,0 +1,1 @@
+"""The key server, seen from a machine that wants keys and from one that seals."""
