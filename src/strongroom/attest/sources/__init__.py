@@ -1,0 +1,90 @@
+"""Where a server takes endorsements from. Without a word of the owner it asks nobody.
+
+============================ ===============================================================
+``files:DIR``                a directory: :mod:`.files`
+``proxy:URL``                an untrusted cache: :mod:`.proxy`
+``vendor:intel``             Intel's service itself; so ``vendor:amd``, ``vendor:nvidia``
+``vendor:intel=URL``         a mirror of it
+``jwks:ISSUER``              the key set of an issuer, by discovery
+``jwks:ISSUER=URL``          the same, from a URL
+============================ ===============================================================
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+
+from strongroom.attest.endorsements import EndorsementSource
+from strongroom.attest.sources.cache import CachingSource
+from strongroom.attest.sources.chain import ChainSource
+from strongroom.attest.sources.files import DirectorySource
+from strongroom.attest.sources.proxy import HttpSource
+from strongroom.attest.sources.vendor import AmdKds, IntelPcs, IssuerKeys, NvidiaServices
+from strongroom.attest.sources.web import Web
+from strongroom.errors import UsageError
+
+__all__ = [
+    "AmdKds",
+    "CachingSource",
+    "ChainSource",
+    "DirectorySource",
+    "HttpSource",
+    "IntelPcs",
+    "IssuerKeys",
+    "NvidiaServices",
+    "endorsement_source",
+]
+
+
+def endorsement_source(
+    specs: Sequence[str],
+    *,
+    ca: bytes | None = None,
+    cache: str | os.PathLike[str] | None = None,
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+) -> EndorsementSource | None:
+    """The sources that ``specs`` name, asked in their order; None without any.
+
+    Args:
+        specs: as in the table above.
+        ca: PEM of authorities for TLS, instead of those of the system.
+        cache: directory in which answers from the network outlive the process.
+        clock: now, with a time zone.
+
+    Raises:
+        UsageError: a spec is none of these.
+    """
+    if not specs:
+        return None
+    web = Web(ca)
+    sources: list[EndorsementSource] = []
+    for spec in specs:
+        source = _source(spec, web)
+        if not isinstance(source, DirectorySource):
+            source = CachingSource(source, clock=clock, directory=cache)
+        sources.append(source)
+    return sources[0] if len(sources) == 1 else ChainSource(sources)
+
+
+def _source(spec: str, web: Web) -> EndorsementSource:
+    scheme, _, rest = spec.partition(":")
+    if scheme == "files" and rest:
+        return DirectorySource(rest)
+    if scheme == "proxy" and rest:
+        return HttpSource(rest, web)
+    name, equals, url = rest.partition("=")
+    if scheme == "jwks" and name:
+        return IssuerKeys({name: url or None}, web)
+    if scheme == "vendor":
+        if name == "intel":
+            return IntelPcs(url, f"{url}/IntelSGXRootCA.der", web) if equals else IntelPcs(web=web)
+        if name == "amd":
+            return AmdKds(url, web) if equals else AmdKds(web=web)
+        if name == "nvidia":
+            return NvidiaServices(url, f"{url}/ocsp", web) if equals else NvidiaServices(web=web)
+    raise UsageError(
+        f"{spec!r} is not a source of endorsements.",
+        hint="files:DIR, proxy:URL, vendor:intel, vendor:amd, vendor:nvidia, jwks:ISSUER",
+    )

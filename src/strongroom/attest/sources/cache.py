@@ -1,0 +1,144 @@
+"""A cache before a source: fetched once for all who wait, and never kept past its own validity."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Final
+
+from strongroom.attest.endorsements import EndorsementSource, Wanted
+from strongroom.attest.sources.files import DirectorySource
+from strongroom.attest.sources.naming import path_of
+from strongroom.attest.sources.validity import valid_until
+from strongroom.errors import MissingEndorsement, Unavailable
+
+__all__ = ["CachingSource"]
+
+TTL: Final = timedelta(hours=1)
+"""After this a fresh one is asked for; an old one that still holds is served only if that fails."""
+
+_ABSENT: Final = timedelta(seconds=10)
+"""How long "there is none" is remembered: long enough to take the edge off a storm."""
+
+_MAX_ENTRIES: Final = 512
+_MAX_BYTES: Final = 32 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    data: bytes | None = field(repr=False)
+    fetched: datetime
+    until: datetime | None
+
+
+class CachingSource:
+    """Remembers what ``source`` answers.
+
+    Args:
+        source: what is asked.
+        ttl: how long an answer is served without asking again.
+        clock: now, with a time zone.
+        directory: where answers outlive this process; must exist. What lies there is authenticated
+            like everything else; key sets, which are not, are never put there.
+    """
+
+    def __init__(
+        self,
+        source: EndorsementSource,
+        *,
+        ttl: timedelta = TTL,
+        clock: Callable[[], datetime] = lambda: datetime.now(UTC),
+        directory: str | os.PathLike[str] | None = None,
+    ) -> None:
+        self._source = source
+        self._ttl = ttl
+        self._clock = clock
+        self._disk = None if directory is None else DirectorySource(directory)
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[str, _Entry] = OrderedDict()
+        self._flights: dict[str, Future[bytes]] = {}
+
+    def fetch(self, wanted: Wanted) -> bytes:
+        """The endorsement; see :class:`~strongroom.attest.endorsements.EndorsementSource`.
+
+        Raises:
+            MissingEndorsement: the source does not have it.
+            Unavailable: it does not answer, and nothing kept still holds.
+        """
+        name = path_of(wanted)
+        with self._lock:
+            entry = self._entries.get(name)
+            if entry is not None and self._is_fresh(entry):
+                self._entries.move_to_end(name)
+                return _data_of(entry)
+            flight = self._flights.get(name)
+            if mine := flight is None:
+                flight = self._flights[name] = Future()
+        assert flight is not None
+        if not mine:
+            return flight.result()
+        try:
+            flight.set_result(self._refresh(name, wanted, entry))
+        except BaseException as error:
+            flight.set_exception(error)
+        finally:
+            with self._lock:
+                del self._flights[name]
+        return flight.result()
+
+    def _is_fresh(self, entry: _Entry) -> bool:
+        now = self._clock()
+        # A clock that was set back makes nothing fresh again.
+        return entry.fetched <= now < entry.fetched + (
+            self._ttl if entry.data is not None else min(_ABSENT, self._ttl)
+        ) and (entry.until is None or now <= entry.until)
+
+    def _refresh(self, name: str, wanted: Wanted, old: _Entry | None) -> bytes:
+        try:
+            data = self._source.fetch(wanted)
+        except MissingEndorsement:
+            self._keep(name, _Entry(None, self._clock(), None))
+            raise
+        except Unavailable:
+            kept = self._still_holding(wanted, old)
+            if kept is None:
+                raise
+            return kept
+        entry = _Entry(data, self._clock(), valid_until(wanted, data))
+        # What does not say until when it holds, or holds no longer, is passed on and not kept; a key
+        # set has no end, and is kept for the usual time.
+        if wanted.what == "jwks" or (entry.until is not None and entry.until >= entry.fetched):
+            self._keep(name, entry)
+            if self._disk is not None and wanted.what != "jwks":
+                self._disk.store(wanted, data)
+        return data
+
+    def _still_holding(self, wanted: Wanted, old: _Entry | None) -> bytes | None:
+        data = old.data if old is not None else None
+        if data is None and self._disk is not None:
+            try:
+                data = self._disk.fetch(wanted)
+            except MissingEndorsement:
+                return None
+        until = None if data is None else valid_until(wanted, data)
+        return data if until is not None and self._clock() <= until else None
+
+    def _keep(self, name: str, entry: _Entry) -> None:
+        with self._lock:
+            self._entries[name] = entry
+            self._entries.move_to_end(name)
+            size = sum(len(one.data or b"") for one in self._entries.values())
+            while len(self._entries) > _MAX_ENTRIES or size > _MAX_BYTES:
+                _, dropped = self._entries.popitem(last=False)
+                size -= len(dropped.data or b"")
+
+
+def _data_of(entry: _Entry) -> bytes:
+    if entry.data is None:
+        raise MissingEndorsement("The source of endorsements does not have this one.")
+    return entry.data
