@@ -18,8 +18,9 @@ from typing import Any, Final
 
 from strongroom.errors import NotFound, StorageError, UsageError
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
-from strongroom.model.memory import allocate, memory_file
+from strongroom.model.memory import BufferPool, allocate, memory_file
 from strongroom.model.memory_directory import memory_directory
+from strongroom.model.parallel import for_each
 from strongroom.model.payload import WriteAt
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
@@ -33,7 +34,7 @@ __all__ = ["aoti_load_package"]
 
 _MODELS: Final = "data/aotinductor/"
 _CONSTANTS: Final = "data/constants/"
-_PIECE: Final = 16 << 20
+_PIECE: Final = 4 << 20
 _SMALL: Final = 1 << 20
 # Larger files go to memory files: in a container /dev/shm often has no more than 64 MB.
 
@@ -167,15 +168,19 @@ def _place(
         return
 
     def fill(write_at: WriteAt) -> None:
-        buffer = allocate(_PIECE)
         if member.compress_type == zipfile.ZIP_STORED:
-            start = _start(model, name, member)
-            for offset in range(0, member.file_size, _PIECE):
-                piece = buffer[: min(_PIECE, member.file_size - offset)]
-                model.read_into(name, piece, start + offset)
-                write_at(offset, piece)
+            start, pool = _start(model, name, member), BufferPool(_PIECE)
+
+            def work(number: int) -> None:
+                offset = number * _PIECE
+                with pool.buffer() as buffer:
+                    piece = buffer[: min(_PIECE, member.file_size - offset)]
+                    model.read_into(name, piece, start + offset)
+                    write_at(offset, piece)
+
+            for_each(-(-member.file_size // _PIECE), work)
             return
-        offset = 0
+        buffer, offset = allocate(_PIECE), 0
         with archive.open(member) as packed:
             while count := packed.readinto(buffer):  # type: ignore[attr-defined]  # IO[bytes] in typeshed
                 write_at(offset, buffer[:count])
