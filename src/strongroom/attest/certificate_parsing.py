@@ -5,17 +5,34 @@ from __future__ import annotations
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Final
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 
-from strongroom.attest.limits import MAX_CERTIFICATES
+from strongroom.attest.limits import MAX_CERTIFICATES, MAX_ENDORSEMENTS
 from strongroom.errors import MalformedEvidence
 
-__all__ = ["is_crl", "load_certificate", "load_certificates", "load_crl", "serial_zero_allowed"]
+__all__ = [
+    "UNREADABLE",
+    "is_crl",
+    "load_certificate",
+    "load_certificates",
+    "load_crl",
+    "quiet",
+]
+
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    UnsupportedAlgorithm,
+    x509.InvalidVersion,
+    x509.DuplicateExtension,
+    x509.UnsupportedGeneralNameType,
+)
+"""What the library raises for certificates of strangers: at loading, and for names and extensions later."""
 
 _PEM: Final = b"-----BEGIN "
 _CERTIFICATE: Final = b"-----BEGIN CERTIFICATE-----"
@@ -27,18 +44,20 @@ _FILTERS: Final = threading.Lock()
 
 
 @contextmanager
-def serial_zero_allowed() -> Iterator[None]:
-    """No warning in the block of the serial number 0, which all of AMD's keys have.
+def quiet() -> Iterator[None]:
+    """No warnings in the block: the library warns of serial numbers of 0, as all of AMD's keys have, and
+    of odd names, which anybody can send.
 
     The filters of warnings belong to the process, and not to a thread: hence the lock.
     """
     with _FILTERS, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Parsed a serial number")
+        warnings.simplefilter("ignore")
         yield
 
 
 def is_crl(data: bytes) -> bool:
     """Whether it is a revocation list rather than certificates; of anything else, False."""
+    data = data.lstrip()
     if data.startswith(_PEM):
         return data.startswith(_CRL)
     try:
@@ -59,12 +78,28 @@ def load_certificates(data: bytes) -> tuple[x509.Certificate, ...]:
         raise MalformedEvidence(f"A chain has more than {MAX_CERTIFICATES} certificates.")
     data = bytes(data)
     try:
-        with serial_zero_allowed():
+        with quiet():
             if data.lstrip().startswith(_PEM):
-                return tuple(x509.load_pem_x509_certificates(data))
-            return (x509.load_der_x509_certificate(data),)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise MalformedEvidence(f"This is not a certificate: {str(error)[:200]}.") from None
+                found = x509.load_pem_x509_certificates(data)
+            else:
+                found = [x509.load_der_x509_certificate(data)]
+            for certificate in found:
+                _read(certificate)
+            return tuple(found)
+    except UNREADABLE as error:
+        raise MalformedEvidence(f"This is not a certificate: {_reason(error)}.") from None
+
+
+def _read(certificate: x509.Certificate) -> None:
+    """Have the library parse what it parses late, and keeps: here it warns nobody."""
+    _ = certificate.subject, certificate.issuer
+    # What is wrong with an extension is for whoever looks at it.
+    with suppress(*UNREADABLE):
+        _ = certificate.extensions
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
 
 
 def load_certificate(data: bytes) -> x509.Certificate:
@@ -84,12 +119,16 @@ def load_crl(data: bytes) -> x509.CertificateRevocationList:
     """A revocation list in PEM or DER.
 
     Raises:
-        MalformedEvidence: it is none.
+        MalformedEvidence: it is none, or has more than 1 MiB.
     """
+    if len(data) > MAX_ENDORSEMENTS:
+        raise MalformedEvidence(f"A revocation list has more than {MAX_ENDORSEMENTS} bytes.")
     data = bytes(data)
     try:
-        if data.lstrip().startswith(_PEM):
-            return x509.load_pem_x509_crl(data)
-        return x509.load_der_x509_crl(data)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-        raise MalformedEvidence(f"This is not a revocation list: {str(error)[:200]}.") from None
+        with quiet():
+            pem = data.lstrip().startswith(_PEM)
+            crl = x509.load_pem_x509_crl(data) if pem else x509.load_der_x509_crl(data)
+            _ = crl.issuer
+            return crl
+    except UNREADABLE as error:
+        raise MalformedEvidence(f"This is not a revocation list: {_reason(error)}.") from None

@@ -12,21 +12,23 @@ from itertools import pairwise
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtensionOID
 
 from strongroom.attest.certificate_parsing import (
+    UNREADABLE,
     is_crl,
     load_certificate,
     load_certificates,
     load_crl,
-    serial_zero_allowed,
+    quiet,
 )
 from strongroom.attest.limits import MAX_CERTIFICATES
 from strongroom.errors import MalformedEvidence, NotAuthentic
 
 __all__ = [
+    "UNREADABLE",
     "check_authority",
     "check_chain",
     "check_critical",
@@ -54,16 +56,12 @@ def name_of(certificate: x509.Certificate) -> str:
     Raises:
         MalformedEvidence: the subject cannot be read.
     """
-    subject = _subject(certificate)
+    try:
+        subject = certificate.subject
+    except UNREADABLE as error:
+        raise MalformedEvidence(f"A certificate's name cannot be read: {str(error)[:200]}.") from None
     common = subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
     return str(common[0].value)[:100] if common else subject.rfc4514_string()[:100] or "without a name"
-
-
-def _subject(certificate: x509.Certificate) -> x509.Name:
-    try:
-        return certificate.subject
-    except ValueError as error:
-        raise MalformedEvidence(f"A certificate's name cannot be read: {str(error)[:200]}.") from None
 
 
 def check_validity(certificate: x509.Certificate, now: datetime) -> datetime:
@@ -109,7 +107,7 @@ def check_signed_by(
             raise InvalidSignature
     except InvalidSignature:
         raise NotAuthentic(f"The {what} does not have the signature of {name_of(by)}.") from None
-    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+    except UNREADABLE as error:
         raise NotAuthentic(f"The {what} cannot be checked: {str(error)[:200]}.") from None
 
 
@@ -123,7 +121,7 @@ def check_authority(certificate: x509.Certificate, below: int) -> None:
     try:
         basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
         usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except (*UNREADABLE, x509.ExtensionNotFound):
         raise NotAuthentic(f"The certificate {name} is no authority.") from None
     if not basic.ca or not usage.key_cert_sign:
         raise NotAuthentic(f"The certificate {name} may not issue certificates.")
@@ -139,7 +137,7 @@ def check_critical(certificate: x509.Certificate, known: frozenset[x509.ObjectId
     """
     try:
         unknown = [one.oid for one in certificate.extensions if one.critical and one.oid not in known]
-    except (ValueError, x509.DuplicateExtension) as error:
+    except UNREADABLE as error:
         raise NotAuthentic(
             f"The extensions of {name_of(certificate)} cannot be read: {str(error)[:200]}."
         ) from None
@@ -166,18 +164,29 @@ def check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, now
         raise NotAuthentic(f"The revocation list of {name} is not valid now: it {when} UTC.")
     try:
         usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
-    except (ValueError, x509.ExtensionNotFound, x509.DuplicateExtension):
+    except (*UNREADABLE, x509.ExtensionNotFound):
         usage = None
     if usage is None or not usage.crl_sign:
         raise NotAuthentic(f"The certificate {name} may not issue revocation lists.")
-    try:
-        critical = [one.oid.dotted_string for one in crl.extensions if one.critical]
-    except (ValueError, x509.DuplicateExtension):
-        critical = ["unreadable"]
-    if critical:
-        # Such as: a list that covers only some reasons, or only changes to an older list.
+    if not _covers_everything(crl):
         raise NotAuthentic(f"The revocation list of {name} does not cover everything.")
     return end
+
+
+def _covers_everything(crl: x509.CertificateRevocationList) -> bool:
+    """Neither a list of changes to another one, nor one for some reasons, for users or for others."""
+    try:
+        for extension in crl.extensions:
+            point = extension.value
+            if isinstance(point, x509.IssuingDistributionPoint):
+                partly = point.only_some_reasons, point.only_contains_user_certs, point.indirect_crl
+                if any(partly) or point.only_contains_attribute_certs:
+                    return False
+            elif extension.critical:
+                return False
+    except UNREADABLE:
+        return False
+    return True
 
 
 def check_not_revoked(certificate: x509.Certificate, crl: x509.CertificateRevocationList) -> None:
@@ -186,10 +195,9 @@ def check_not_revoked(certificate: x509.Certificate, crl: x509.CertificateRevoca
     Raises:
         NotAuthentic: it does.
     """
-    with serial_zero_allowed():
-        serial = certificate.serial_number
-        listed = {entry.serial_number for entry in crl}
-    if serial in listed:
+    with quiet():
+        entry = crl.get_revoked_certificate_by_serial_number(certificate.serial_number)
+    if entry is not None:
         raise NotAuthentic(f"The certificate {name_of(certificate)} has been revoked.")
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 from typing import Any, Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from strongroom.attest.certificates import check_chain, check_not_revoked, load_certificate
+from strongroom.attest.certificates import UNREADABLE, check_chain, check_not_revoked, load_certificate
 from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.snp_coco import parse_coco
 from strongroom.attest.snp_endorsements import (
@@ -131,7 +131,7 @@ def _product(report: Report, key: x509.Certificate) -> Product:
     """That of the certificate's issuer, which the report must not contradict."""
     try:
         issuer = common_name(key.issuer)
-    except ValueError:
+    except UNREADABLE:
         raise MalformedEvidence("The issuer of the key's certificate cannot be read.") from None
     prefix = "SEV-VLEK-" if report.signer == "vlek" else "SEV-"
     product = PRODUCTS.get(issuer.removeprefix(prefix)) if issuer.startswith(prefix) else None
@@ -149,7 +149,7 @@ def _extensions(key: x509.Certificate) -> dict[str, bytes]:
             for extension in key.extensions
             if isinstance(extension.value, x509.UnrecognizedExtension)
         }
-    except (ValueError, x509.DuplicateExtension):
+    except UNREADABLE:
         raise NotAuthentic("The extensions of the key's certificate cannot be read.") from None
 
 
@@ -204,7 +204,7 @@ def _text(said: dict[str, bytes], oid: str) -> str:
 def _check_signature(report: Report, key: x509.Certificate) -> None:
     try:
         public = key.public_key()
-    except (ValueError, UnsupportedAlgorithm):
+    except UNREADABLE:
         raise NotAuthentic("The key that signed the report cannot be used.") from None
     if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP384R1):
         raise NotAuthentic("The key that signed the report is not one of the curve P-384.")
