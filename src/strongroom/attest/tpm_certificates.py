@@ -128,7 +128,7 @@ def _issued(certificate: x509.Certificate, issuer: x509.Certificate) -> bool:
 
 
 def _check_use(leaf: x509.Certificate, use: x509.ObjectIdentifier) -> None:
-    """An AK's certificate need not name its use, as those of GCP do not; then it must be for signatures."""
+    """An AK's certificate need not name its use; where it does not, it must be for signatures."""
     extensions = {one.oid: one.value for one in leaf.extensions}
     basic = extensions.get(ExtensionOID.BASIC_CONSTRAINTS)
     if isinstance(basic, x509.BasicConstraints) and basic.ca:
