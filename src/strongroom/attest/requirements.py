@@ -75,8 +75,10 @@ def parse_requirement(
     before = len(problems.found)
     checks: list[Check] = []
     companions: tuple[Requirement, ...] = ()
-    for member, given in members.items():
-        where = f"{path}.{member}"
+    # In the order of the table, so that findings stand in one order however the document is written.
+    order = {one: index for index, one in enumerate((*kind.members, *_COMMON))}
+    for member in sorted(members, key=lambda one: order.get(one, len(order))):
+        given, where = members[member], f"{path}.{member}"
         with problems.collected():
             if member in kind.members:
                 checks += kind.members[member](given, where)
@@ -89,7 +91,7 @@ def parse_requirement(
     listed = frozenset(members) - set(_COMMON)
     if len(problems.found) == before:
         with problems.collected():
-            _check_identity(path, name, kind, listed, checks)
+            _check_identity(path, name, kind, checks)
             _check_relaxed(path, members)
     if len(problems.found) != before:
         return None
@@ -142,20 +144,18 @@ def _companions(
     return tuple(read)
 
 
-def _check_identity(
-    path: str, name: str, kind: Kind, listed: frozenset[str], checks: list[Check]
-) -> None:
+def _check_identity(path: str, name: str, kind: Kind, checks: list[Check]) -> None:
     """Refuse a requirement that every machine, or every program, could meet."""
-    identifying = {
-        prefix
-        for check in checks
-        if check.identifies
-        for prefix in _prefixes(check.path.removeprefix(f"{path}."))
-    }
+    listed, identifying = set[str](), set[str]()
+    for check in checks:
+        names = _prefixes(check.path.removeprefix(f"{path}."))
+        listed |= names
+        if check.identifies:
+            identifying |= names
     if any(identifying.issuperset(needed) for needed in kind.needs):
         return
     wanted = ", or ".join(" and ".join(needed) for needed in kind.needs)
-    zero = any(set(needed) <= listed | identifying for needed in kind.needs)
+    zero = any(listed.issuperset(needed) for needed in kind.needs)
     raise InvalidPolicy(
         path,
         "lists only values that everybody has until somebody sets them"
@@ -165,9 +165,10 @@ def _check_identity(
     )
 
 
-def _prefixes(path: str) -> list[str]:
+def _prefixes(path: str) -> set[str]:
+    """``pcr.8`` → ``pcr`` and ``pcr.8``."""
     parts = path.split(".")
-    return [".".join(parts[: end + 1]) for end in range(len(parts))]
+    return {".".join(parts[: end + 1]) for end in range(len(parts))}
 
 
 def _check_relaxed(path: str, members: Mapping[str, Any]) -> None:

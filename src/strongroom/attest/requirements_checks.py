@@ -152,9 +152,9 @@ def identities(claims: Claims) -> tuple[str, ...]:
         if isinstance(value, str) and value.strip("0"):
             names.append(f"{claim}:{value}")
     devices = claims.values.get("devices")
-    for device in devices if isinstance(devices, list | tuple) else ():
-        if isinstance(device, Mapping) and isinstance(device.get("device"), str):
-            names.append(f"device:{device['device']}")
+    if isinstance(devices, list | tuple):
+        gpus = (one.get("device") for one in devices if isinstance(one, Mapping))
+        names += [f"device:{gpu}" for gpu in gpus if isinstance(gpu, str)]
     return tuple(dict.fromkeys(names))
 
 
@@ -218,7 +218,7 @@ def members_of(table: Mapping[str, Member]) -> Member:
 
     def read(value: object, path: str) -> tuple[Check, ...]:
         checks: list[Check] = []
-        for name, member in mapping(value, path).items():
+        for name, member in sorted(mapping(value, path).items()):
             if name not in table:
                 raise unknown_member(name, table, path)
             checks += table[name](member, f"{path}.{name}")
@@ -262,7 +262,7 @@ def token_claims(*, within: bool) -> Member:
         if len(claim) > _MAX_DEPTH:
             raise InvalidPolicy(path, "is nested too deeply")
         checks: list[Check] = []
-        for name, member in mapping(value, path).items():
+        for name, member in sorted(mapping(value, path).items()):
             if len(claim) == 1 and name in _OF_THE_VERIFIER:
                 raise InvalidPolicy(f"{path}.{name}", "is for the verifier of tokens to check")
             if not isinstance(name, str) or not name.isascii() or not name.isprintable() or not name:

@@ -66,8 +66,8 @@ class Count:
 
     def findings(self, claims: Claims, now: datetime) -> list[Finding]:
         found = devices_of(claims)
-        names = [one.get("device") for one in found]
-        if len(found) > 1 and (None in names or len(set(names)) != len(names)):
+        names = {one["device"] for one in found if isinstance(one.get("device"), str)}
+        if len(found) > 1 and len(names) != len(found):
             sentence = "The same device is counted twice, or one has no identity."
             return [Finding(False, self.path, len(found), self.wanted, sentence)]
         ok = len(found) == self.wanted
