@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hmac
-import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -20,12 +19,11 @@ from strongroom.attest.verify import Context, verify
 from strongroom.cli import attest_collect, attest_show
 from strongroom.cli.attest_files import Kind, read_evidence, read_limited
 from strongroom.cli.attest_show import flat, value_rows
+from strongroom.cli.policy_files import read_policy
 from strongroom.cli.terminal import note, plain, print_json, report, shown
 from strongroom.cli.verb import Group, Json, verb
 from strongroom.errors import EvidenceError, NotAcceptable, NotAuthentic, UsageError
-from strongroom.format.encoding import parse_json
 from strongroom.release.decision import Decision, Finding, Presented, evaluate
-from strongroom.release.limits import MAX_POLICY
 from strongroom.release.messages import parse_time
 from strongroom.release.policy import Policy
 
@@ -76,20 +74,6 @@ def _roots(test_root: str | None, kind: str) -> Roots:
         raise UsageError(f"Evidence of the kind {kind} has no root certificate.")
     note("a root for tests is believed. Anybody can have made this evidence.", label="TEST ROOT: ")
     return replace(base, test=True, **places[kind])
-
-
-def read_policy(path: str) -> Policy:
-    """A policy of a file, JSON, or TOML where its name says so.
-
-    Raises:
-        InvalidPolicy: it is none.
-    """
-    data = read_limited(path, MAX_POLICY)
-    try:
-        document = tomllib.loads(data.decode()) if path.endswith(".toml") else parse_json(data)
-    except ValueError as error:
-        raise UsageError(f"{shown(path)} {error}.") from None
-    return Policy.parse(document)
 
 
 def _check_bound(claims: Claims, expected: bytes) -> None:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
 from rich.text import Text
 
-from strongroom.attest.evidence import Evidence
-from strongroom.attest.registry import KINDS
+from strongroom.cli.attest_describe import describe
 from strongroom.cli.attest_files import Kind, read_evidence
 from strongroom.cli.terminal import plain, print_json, report, shown
 from strongroom.cli.verb import Json, verb
@@ -58,12 +56,6 @@ def value_rows(rows: list[tuple[str, str]]) -> Table:
     return grid
 
 
-def _says(evidence: Evidence) -> dict[str, Any]:
-    module = import_module(KINDS[evidence.kind])
-    described: dict[str, Any] = module.describe(evidence)
-    return described
-
-
 def show(
     file: Annotated[
         str, typer.Argument(metavar="FILE", show_default=False, help="Evidence, JSON or raw.")
@@ -76,7 +68,7 @@ def show(
     Anybody can have written it: for a verdict, see strongroom attest verify.
     """
     evidence = read_evidence(file, kind)
-    says = _says(evidence)
+    says = describe(evidence)
     if json:
         print_json(
             {
