@@ -14,7 +14,6 @@ import argparse
 import logging
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 import warnings
@@ -27,17 +26,15 @@ import numpy as np
 import onnxruntime
 import safetensors.torch
 import torch
-from rich.console import Console
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
+from telling import claim, claims, console, run, step
 
 import strongroom
 from strongroom import loaders
 
 ROUNDS = 5
-console = Console(highlight=False) if sys.stdout.isatty() else Console(width=110, highlight=False)
-claims: list[tuple[str, bool]] = []
 
 
 class Network(torch.nn.Sequential):
@@ -56,28 +53,6 @@ class Network(torch.nn.Sequential):
             torch.nn.Dropout(0.3),
             torch.nn.Linear(1024, 10),
         )
-
-
-def claim(text: str, holds: bool) -> None:
-    claims.append((text, holds))
-    console.print(f"  [green]✔[/] {text}" if holds else f"  [bold red]✘ {text}[/]")
-
-
-def step(title: str) -> None:
-    console.print()
-    console.rule(f"[bold]{title}", align="left")
-
-
-def run(*words: str | Path) -> subprocess.CompletedProcess[str]:
-    """The real command line, in a process of its own."""
-    arguments = [str(word) for word in words]
-    console.print(f"[bold cyan]$ strongroom {' '.join(arguments)}", soft_wrap=True)
-    program = Path(sys.executable).with_name("strongroom")
-    done = subprocess.run([program, *arguments], text=True, capture_output=True, check=False)
-    for text in (done.stdout, done.stderr):
-        if text.strip():
-            console.print(text.rstrip(), markup=False, soft_wrap=True)
-    return done
 
 
 def train() -> tuple[Network, torch.Tensor, np.ndarray]:

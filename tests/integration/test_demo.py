@@ -45,6 +45,8 @@ def digits(monkeypatch):
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, "digits", module)
+    monkeypatch.syspath_prepend(SCRIPT.parent)
+    monkeypatch.delitem(sys.modules, "telling", raising=False)
     spec.loader.exec_module(module)
     return module
 
