@@ -9,13 +9,20 @@ from typing import Any, Final
 
 from strongroom.errors import MissingExtra, NotFound, Unavailable, UsageError
 
-__all__ = ["DEFAULT_TCTI", "errors_of_tpm", "handle_at", "opened", "read_certificate", "tpm2"]
+__all__ = [
+    "DEFAULT_TCTI",
+    "errors_of_tpm",
+    "handle_at",
+    "opened",
+    "read_certificate",
+    "read_nv",
+    "tpm2",
+]
 
 DEFAULT_TCTI: Final = "device:/dev/tpmrm0"
 """By the kernel's resource manager: several programs can use the TPM at once."""
 
-_NOT_THERE: Final = 0x18B
-_MAX_CERTIFICATE: Final = 8192
+_MAX_NV: Final = 8192
 _CHUNK: Final = 512
 """Bytes in one NV read; every TPM takes as many."""
 
@@ -103,12 +110,27 @@ def check_device(path: str) -> None:
 
 def handle_at(connection: Any, place: int) -> Any:
     """The library's handle of a persistent key or NV index; None if there is nothing."""
+    # Asking for what is not there would be an error, which the TSS writes to standard error.
+    _, found = connection.get_capability(tpm2().TPM2_CAP.HANDLES, place)
+    if place not in [int(handle) for handle in found.data.handles]:
+        return None
+    return connection.tr_from_tpmpublic(place)
+
+
+def read_nv(connection: Any, index: int) -> bytes | None:
+    """What lies at an NV index; None if nothing does."""
+    handle = handle_at(connection, index)
+    if handle is None:
+        return None
     try:
-        return connection.tr_from_tpmpublic(place)
-    except tpm2().TSS2_Exception as error:
-        if error.rc & 0xFFFF == _NOT_THERE:
-            return None
-        raise
+        public, _ = connection.nv_read_public(handle)
+        size = min(public.nvPublic.dataSize, _MAX_NV)
+        data = b""
+        while len(data) < size:
+            data += bytes(connection.nv_read(handle, min(_CHUNK, size - len(data)), len(data)))
+    finally:
+        connection.tr_close(handle)
+    return data
 
 
 def read_certificate(connection: Any, index: int) -> bytes | None:
@@ -116,22 +138,8 @@ def read_certificate(connection: Any, index: int) -> bytes | None:
 
     Makers fill up the space behind it: it ends where its DER says.
     """
-    handle = handle_at(connection, index)
-    if handle is None:
-        return None
-    try:
-        public, _ = connection.nv_read_public(handle)
-        size = min(public.nvPublic.dataSize, _MAX_CERTIFICATE)
-        data = b""
-        while len(data) < size:
-            data += bytes(connection.nv_read(handle, min(_CHUNK, size - len(data)), len(data)))
-    finally:
-        connection.tr_close(handle)
-    return _der(data)
-
-
-def _der(data: bytes) -> bytes | None:
-    if data[:2] != b"\x30\x82":
+    data = read_nv(connection, index)
+    if data is None or data[:2] != b"\x30\x82":
         return None
     end = 4 + int.from_bytes(data[2:4], "big")
     return data[:end] if end <= len(data) else None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from strongroom.attest.collect.tpm_device import read_certificate, tpm2
+from strongroom.attest.collect.tpm_device import read_certificate, read_nv, tpm2
 from strongroom.errors import NotFound, UsageError
 
 __all__ = ["ek_certificate", "recover_secret"]
@@ -67,14 +67,24 @@ def recover_secret(tpm: Any, attestation_key: Any, credential: bytes) -> bytes:
         raise UsageError("This is not a credential for a TPM.") from None
     if used + more != len(credential):
         raise UsageError("This is not a credential for a TPM.")
-    from tpm2_pytss.utils import NVReadEK, create_ek_template
-
-    _, template = create_ek_template(found[0], NVReadEK(tpm))
+    template = _template(tpm, found[0])
     handle, *_ = tpm.create_primary(None, template, primary_handle=library.ESYS_TR.ENDORSEMENT)
     try:
         return _activate(tpm, library, attestation_key, handle, template, blob, secret)
     finally:
         tpm.flush_context(handle)
+
+
+def _template(tpm: Any, name: str) -> Any:
+    from tpm2_pytss.utils import NoSuchIndex, create_ek_template
+
+    def read(index: int) -> bytes:
+        data = read_nv(tpm, index)
+        if data is None:
+            raise NoSuchIndex(index)
+        return data
+
+    return create_ek_template(name, read)[1]
 
 
 def _activate(
