@@ -273,7 +273,6 @@ def node(place, *arguments):
 
 
 def test_collected_evidence_is_what_was_asked_for(cli, here, test_root):
-    pytest.importorskip("strongroom.attest.collect")
     source = node(test_root.parent, "--mr-td", MR_TD.hex(), "--rtmr2", RTMR.hex())
     done = cli("attest", "collect", "--from", source, "--challenge", "today", "-o", "e.json")
     assert done.code == 0, done.err
@@ -287,7 +286,6 @@ def test_collected_evidence_is_what_was_asked_for(cli, here, test_root):
 
 
 def test_evidence_bound_to_nothing_is_not_collected(cli, here, test_root):
-    pytest.importorskip("strongroom.attest.collect")
     done = cli("attest", "collect", "--from", node(test_root.parent), "-o", "e.json")
     assert done.code == 2
     assert "bound to something" in done.error()

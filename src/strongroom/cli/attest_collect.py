@@ -81,7 +81,9 @@ def collect(
     from strongroom.attest.collect import open_collector
 
     collector = open_collector(source)
-    bound = bound_bytes(report_data, challenge, collector.kind)
+    # Some collectors must run a program to know their kind.
+    kind = "" if challenge is None else collector.kind
+    bound = bound_bytes(report_data, challenge, kind)
     if bound is None:
         raise UsageError(
             "Evidence must be bound to something.", hint="Give --challenge TEXT or --report-data HEX."
