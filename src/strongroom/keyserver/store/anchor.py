@@ -1,0 +1,110 @@
+"""The anchor: a file outside the database that remembers how far the audit trail had come.
+
+A database that was replaced by an older copy of itself is behind its anchor. The file has one fixed size
+and is overwritten in place: processes that share it take turns, and it never goes back.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from pathlib import Path
+from typing import Final
+
+from strongroom.errors import AuditBroken, os_errors
+from strongroom.format.encoding import dump_json, parse_json
+from strongroom.release.audit import Head
+
+__all__ = ["Anchor"]
+
+_SIZE: Final = 256
+"""Bytes: below a sector, which a disk writes whole or not at all."""
+
+
+class Anchor:
+    """One anchor file.
+
+    Args:
+        path: on another disk than the database, if it is to survive what happens to that.
+        store: id of the store.
+    """
+
+    def __init__(self, path: Path, store: str) -> None:
+        """Open the file.
+
+        Raises:
+            NotFound: it is not there.
+        """
+        self._path = path
+        self._store = store
+        with os_errors(path):
+            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+
+    @classmethod
+    def create(cls, path: Path, store: str, head: Head) -> Anchor:
+        """A new file.
+
+        Raises:
+            AlreadyExists: there is one.
+        """
+        with os_errors(path):
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+            os.close(os.open(path, flags, 0o600))
+        anchor = cls(path, store)
+        anchor.replace(head)
+        with os_errors(path):
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+        return anchor
+
+    def read(self) -> Head:
+        """What it remembers.
+
+        Raises:
+            AuditBroken: it is of another store, or damaged.
+        """
+        with os_errors(self._path):
+            content = os.pread(self._descriptor, _SIZE + 1, 0)
+        try:
+            document = parse_json(content)
+            head = Head(document["sequence"], document["hash"])
+            right = (document["v"], document["store"]) == (1, self._store)
+        except (ValueError, KeyError):
+            right, head = False, Head(0, "")
+        if not right or type(head.sequence) is not int or not isinstance(head.hash, str):
+            raise AuditBroken(
+                f"{self._path} is not the anchor of this database.",
+                hint="It is damaged, or the database is another one. Find out which before going on.",
+            )
+        return head
+
+    def advance(self, head: Head) -> None:
+        """Remember ``head``, durably, unless a later one is remembered already.
+
+        Raises:
+            StorageError: the disk does not take it.
+            AuditBroken: the file is not what it was.
+        """
+        with os_errors(self._path):
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+            try:
+                if self.read().sequence < head.sequence:
+                    self.replace(head)
+            finally:
+                fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+
+    def replace(self, head: Head) -> None:
+        """Remember ``head``, whatever was remembered."""
+        document = {"v": 1, "store": self._store, "sequence": head.sequence, "hash": head.hash}
+        with os_errors(self._path):
+            os.pwrite(self._descriptor, dump_json(document).ljust(_SIZE - 1) + b"\n", 0)
+            os.fdatasync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1

@@ -1,0 +1,215 @@
+"""SQLite and PostgreSQL, behaving alike: one writer at a time, and a commit is on the disk."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
+from sqlalchemy.exc import (
+    ArgumentError,
+    DBAPIError,
+    IntegrityError,
+    NoSuchModuleError,
+    OperationalError,
+    SQLAlchemyError,
+)
+
+from strongroom.errors import MissingExtra, StorageError, UsageError, os_errors
+
+__all__ = ["Database"]
+
+_BUSY_MS: Final = 15_000
+"""How long a writer waits for another process."""
+
+_LOCK: Final = 0x7374726F6E67
+"""Of the one writer: a key of PostgreSQL's advisory locks, which are per database."""
+
+_POOL: Final = 8
+"""Connections for readers: threads of the server that look up keys."""
+
+
+def _url(text_url: str) -> URL:
+    try:
+        url = make_url(text_url)
+    except ArgumentError:
+        # Its words would show the password.
+        raise UsageError("This is not the URL of a database.", hint=_HINT) from None
+    backend = url.get_backend_name()
+    if backend == "postgresql":
+        return url.set(drivername="postgresql+psycopg")
+    if backend != "sqlite":
+        raise UsageError(f"Databases of the kind {backend} are not supported.", hint=_HINT)
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        raise UsageError("A database of SQLite is a file.", hint=_HINT)
+    return url.set(drivername="sqlite+pysqlite")
+
+
+_HINT: Final = "Write sqlite:////path/keyserver.db or postgresql://user@host/database."
+
+
+class Database:
+    """A connection pool with two kinds of transactions.
+
+    Args:
+        url: as SQLAlchemy writes it.
+        create: a file of SQLite may come to be.
+    """
+
+    def __init__(self, url: str, *, create: bool = False) -> None:
+        """Connect.
+
+        Raises:
+            UsageError: the URL is no good, or PostgreSQL is set not to keep what it acknowledges.
+            NotFound: there is no such file.
+            StorageError: the database does not answer.
+        """
+        parsed = _url(url)
+        self.sqlite = parsed.get_backend_name() == "sqlite"
+        self._mutex = threading.Lock()
+        if self.sqlite:
+            assert parsed.database is not None
+            path = os.path.abspath(parsed.database)
+            with os_errors(path):
+                flags = os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if create else 0)
+                # SQLite gives its log and shared memory the mode of this file.
+                os.close(os.open(path, flags, 0o600))
+            self.engine = _sqlite(path)
+        else:
+            self.engine = _postgresql(parsed)
+        try:
+            with self.reading() as connection:
+                if not self.sqlite:
+                    _check_durable(connection)
+        except BaseException:
+            self.close()
+            raise
+
+    @contextmanager
+    def reading(self) -> Iterator[Connection]:
+        """A transaction that sees one state of the database.
+
+        Raises:
+            StorageError: the database does not answer.
+        """
+        with _translated(), self.engine.connect() as connection:
+            if not self.sqlite:
+                # One state for all statements, as a reader of SQLite has it.
+                connection = connection.execution_options(isolation_level="REPEATABLE READ")
+            with connection.begin():
+                yield connection
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction that is alone in the whole database; committed, durably, at the end.
+
+        Raises:
+            StorageError: the database does not answer; what was written may or may not be there when
+                the connection is lost while it is committed.
+        """
+        # Threads queue here, in order; SQLite's own way is to try again after a while.
+        with self._mutex, _translated(), self.engine.connect() as connection:
+            connection = connection.execution_options(write=True)
+            with connection.begin():
+                if not self.sqlite:
+                    connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
+                yield connection
+
+    def forget_pages(self) -> None:
+        """After a secret was erased: leave nothing of it in SQLite's log; nothing on PostgreSQL."""
+        if self.sqlite:
+            with _translated(), self.engine.connect() as connection:
+                raw: Any = connection.connection.dbapi_connection
+                raw.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def close(self) -> None:
+        """Close all connections."""
+        self.engine.dispose()
+
+
+def _sqlite(path: str) -> Engine:
+    engine = create_engine(
+        URL.create("sqlite+pysqlite", database=path),
+        hide_parameters=True,
+        pool_size=_POOL,
+        max_overflow=2 * _POOL,
+        connect_args={"timeout": _BUSY_MS / 1000, "check_same_thread": False},
+    )
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, record: object) -> None:
+        connection.isolation_level = None  # transactions begin below, and not by themselves
+        for pragma in (
+            "journal_mode = WAL",
+            "synchronous = FULL",
+            "secure_delete = ON",
+            "trusted_schema = OFF",
+            f"busy_timeout = {_BUSY_MS}",
+        ):
+            connection.execute(f"PRAGMA {pragma}")
+
+    @event.listens_for(engine, "begin")
+    def begin(connection: Connection) -> None:
+        write = connection.get_execution_options().get("write", False)
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if write else "BEGIN")
+
+    return engine
+
+
+def _postgresql(url: URL) -> Engine:
+    try:
+        engine = create_engine(
+            url,
+            hide_parameters=True,
+            pool_size=_POOL,
+            max_overflow=2 * _POOL,
+            pool_pre_ping=True,
+            # Each statement sees what was committed before it: also what was while it waited for the lock.
+            isolation_level="READ COMMITTED",
+            connect_args={"application_name": "strongroom", "connect_timeout": 10},
+        )
+    except ModuleNotFoundError:
+        raise MissingExtra("PostgreSQL", "keyserver") from None
+
+    @event.listens_for(engine, "connect")
+    def connect(connection: Any, record: object) -> None:
+        with connection.cursor() as cursor:
+            cursor.execute("SET synchronous_commit = on")
+        connection.commit()
+
+    return engine
+
+
+def _check_durable(connection: Connection) -> None:
+    for name in ("fsync", "full_page_writes"):
+        if connection.execute(text(f"SHOW {name}")).scalar_one() != "on":
+            raise UsageError(
+                f"PostgreSQL runs with {name} off: what it acknowledges can be lost.",
+                hint=f"Set {name} = on.",
+            )
+
+
+@contextmanager
+def _translated() -> Iterator[None]:
+    """Turn what SQLAlchemy raises into this project's tree, without the words of the database.
+
+    Constraints that fail are passed on, for those who expect them.
+    """
+    problem = ""
+    try:
+        yield
+    except IntegrityError:
+        raise
+    except (OperationalError, DBAPIError, SQLAlchemyError, NoSuchModuleError, sqlite3.Error) as error:
+        inner = error.orig if isinstance(error, DBAPIError) else error
+        code = getattr(inner, "sqlstate", None) or getattr(inner, "sqlite_errorname", None)
+        problem = type(inner).__name__ + (f", {code}" if code else "")
+    if problem:
+        raise StorageError(
+            f"The database does not answer as it should ({problem}).",
+            hint="See whether it runs, has room on its disk, and lets this user in.",
+        )

@@ -1,0 +1,299 @@
+"""Releases: challenge, holders, leases and audit record, in one transaction for all that wait."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any, Final
+
+from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy.dialects import postgresql, sqlite
+
+from strongroom.errors import UsageError
+from strongroom.format.encoding import canonical_json
+from strongroom.keyserver.store.core import CLOCK_TOLERANCE, Core, Transaction
+from strongroom.keyserver.store.records import Grant, ReleaseOutcome, ReleaseWrite
+from strongroom.keyserver.store.tables import challenges, leases, micros, nodes
+from strongroom.keyserver.store.writer import Writer
+
+__all__ = ["EndWrite", "ReleaseBook", "RenewWrite"]
+
+_KEEP_CHALLENGES: Final = timedelta(hours=1)
+"""After their end, so that no replica whose clock is behind takes one twice: far above its tolerance."""
+
+_KEEP_LEASES: Final = timedelta(days=1)
+"""After their end, so that who renews late is told why he cannot."""
+
+_PURGE_EVERY: Final = timedelta(minutes=1)
+assert _KEEP_CHALLENGES > 10 * CLOCK_TOLERANCE
+
+
+@dataclass(frozen=True, slots=True)
+class RenewWrite:
+    """Leases that shall last longer: id → new end; decided at ``revision``."""
+
+    revision: int
+    leases: Mapping[str, datetime]
+    details: Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class EndWrite:
+    """Leases that are given back."""
+
+    leases: Sequence[str]
+
+
+class ReleaseBook(Core):
+    """The part of the store that writes releases."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self._writer = Writer(self._commit)
+        self._purged: datetime | None = None
+        super().__init__(*arguments, **options)
+
+    def close(self) -> None:
+        """Write what waits, then close."""
+        self._writer.close()
+        super().close()
+
+    def commit_release(self, write: ReleaseWrite) -> Future[ReleaseOutcome]:
+        """Make a decision a fact. When the future is done, all of it is on the disk: the challenge is
+        used, also where everything is refused; leases and audit record are written.
+
+        Exceptions of the future: Unavailable, where the database does not answer, or where the clock
+        of this server was set back.
+
+        Raises:
+            UsageError: the write cannot be recorded.
+            Unavailable: the store is closed.
+        """
+        try:
+            canonical_json(dict(write.audit))
+            for grant in write.grants:
+                json.dumps(list(grant.claims), allow_nan=False)
+        except (ValueError, TypeError) as error:
+            raise UsageError(f"What is to be recorded {error}.") from None
+        return self._writer.submit(write)
+
+    def end_leases(self, ids: Sequence[str], now: datetime | None = None) -> None:
+        """Give leases back; unknown ones are passed over.
+
+        Args:
+            ids: of leases.
+            now: not looked at: the store has a clock.
+
+        Raises:
+            Unavailable: the database does not answer.
+        """
+        self._writer.submit(EndWrite(tuple(ids))).result()
+
+    def _commit(self, writes: Sequence[Any]) -> list[Any]:
+        with self._transaction() as transaction:
+            self._check_clock(transaction)
+            outcomes: list[Any] = [None] * len(writes)
+            releases = []
+            for index, write in enumerate(writes):
+                if isinstance(write, ReleaseWrite):
+                    releases.append((index, write))
+                elif isinstance(write, RenewWrite):
+                    outcomes[index] = _renew(transaction, write)
+                else:
+                    _end(transaction, write)
+            if releases:
+                found = _release(transaction, [write for _, write in releases])
+                for (index, _), outcome in zip(releases, found, strict=True):
+                    outcomes[index] = outcome
+            if self._purged is None or transaction.now - self._purged > _PURGE_EVERY:
+                self._purged = transaction.now
+                _purge(transaction)
+        return outcomes
+
+
+def _insert(connection: Connection, table: Any) -> Any:
+    # The same words in both; SQLAlchemy has them per database.
+    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+
+
+def _release(transaction: Transaction, writes: Sequence[ReleaseWrite]) -> list[ReleaseOutcome]:
+    now = transaction.now
+    outcomes: list[ReleaseOutcome | None] = [None] * len(writes)
+    first: dict[bytes, int] = {}
+    for index, write in enumerate(writes):
+        if write.revision != transaction.revision:
+            outcomes[index] = ReleaseOutcome(stale=True)
+        elif write.challenge_expires > now:
+            first.setdefault(write.challenge, index)
+    fresh = _use(transaction, {challenge: writes[index] for challenge, index in first.items()})
+    accepted = []
+    for index, write in enumerate(writes):
+        if outcomes[index] is not None:
+            continue
+        if write.challenge in fresh and first.get(write.challenge) == index:
+            accepted.append((index, write))
+        else:
+            outcomes[index] = ReleaseOutcome(challenge_used=True)
+            details = {"challenge": "used", "source": write.audit.get("source")}
+            transaction.log.append("release.replayed", {"platform": write.platform}, details)
+    refused = _over_the_limit(transaction, [write for _, write in accepted])
+    granted: dict[tuple[str, int, str], tuple[ReleaseWrite, Grant]] = {}
+    for index, write in accepted:
+        out = {one.lease_id: "holders" for one in write.grants if one.lease_id in refused}
+        outcomes[index] = ReleaseOutcome(refused=out)
+        for grant in write.grants:
+            if grant.lease_id not in refused:
+                granted[grant.name, grant.version, write.platform] = (write, grant)
+        transaction.log.append("release", {"platform": write.platform}, _details(write.audit, out))
+    _write_leases(transaction, granted)
+    return [outcome for outcome in outcomes if outcome is not None]
+
+
+def _use(transaction: Transaction, wanted: Mapping[bytes, ReleaseWrite]) -> set[bytes]:
+    """Use challenges: those that nobody has used before."""
+    if not wanted:
+        return set()
+    rows = [
+        {"challenge": challenge, "expires": micros(write.challenge_expires)}
+        for challenge, write in wanted.items()
+    ]
+    query = _insert(transaction.connection, challenges).values(rows).on_conflict_do_nothing()
+    found = transaction.connection.execute(query.returning(challenges.c.challenge)).scalars()
+    return {bytes(challenge) for challenge in found}
+
+
+def _over_the_limit(transaction: Transaction, writes: Sequence[ReleaseWrite]) -> set[str]:
+    """Leases that would have more machines hold a key than its policy says."""
+    names = {grant.name for write in writes for grant in write.grants if grant.max_holders is not None}
+    if not names:
+        return set()
+    now = micros(transaction.now)
+    live = leases.c.name.in_(names) & leases.c.ended.is_(None) & (leases.c.not_after > now)
+    query = select(leases.c.name, func.count(leases.c.platform.distinct())).where(live)
+    counted = transaction.connection.execute(query.group_by(leases.c.name))
+    counts: dict[str, int] = dict(tuple(row) for row in counted)
+    asking = {write.platform for write in writes}
+    mine = select(leases.c.name, leases.c.platform).where(live, leases.c.platform.in_(asking))
+    holders = {(row.name, row.platform) for row in transaction.connection.execute(mine)}
+    refused = set()
+    for write in writes:
+        for grant in write.grants:
+            one = (grant.name, write.platform)
+            if grant.name not in names or one in holders:
+                continue
+            if grant.max_holders is not None and counts.get(grant.name, 0) >= grant.max_holders:
+                refused.add(grant.lease_id)
+                continue
+            holders.add(one)
+            counts[grant.name] = counts.get(grant.name, 0) + 1
+    return refused
+
+
+def _details(audit: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, Any]:
+    """The details of a record, as they are after all."""
+    details = dict(audit)
+    if refused and isinstance(details.get("keys"), Sequence):
+        details["keys"] = [
+            {name: value for name, value in one.items() if name not in ("lease", "released")}
+            | {"code": refused[one["lease"]]}
+            if one.get("lease") in refused
+            else one
+            for one in details["keys"]
+        ]
+    return details
+
+
+def _write_leases(
+    transaction: Transaction, granted: Mapping[tuple[str, int, str], tuple[ReleaseWrite, Grant]]
+) -> None:
+    if not granted:
+        return
+    now = micros(transaction.now)
+    rows = [
+        {
+            "name": grant.name,
+            "version": grant.version,
+            "platform": write.platform,
+            "id": grant.lease_id,
+            "attested": now,
+            "not_after": micros(grant.not_after),
+            "ended": None,
+            "policy_id": grant.policy_id,
+            "policy_version": grant.policy_version,
+            "claims": json.dumps(list(grant.claims), separators=(",", ":")),
+        }
+        for write, grant in granted.values()
+    ]
+    query = _insert(transaction.connection, leases).values(rows)
+    keyed = ("name", "version", "platform")
+    transaction.connection.execute(
+        query.on_conflict_do_update(
+            index_elements=keyed,
+            set_={name: query.excluded[name] for name in rows[0] if name not in keyed},
+        )
+    )
+    _seen(transaction, {platform for _, _, platform in granted})
+
+
+def _seen(transaction: Transaction, platforms: set[str]) -> None:
+    now = micros(transaction.now)
+    rows = [
+        {"platform": one, "evicted": False, "first_seen": now, "last_seen": now}
+        for one in sorted(platforms)
+    ]
+    query = _insert(transaction.connection, nodes).values(rows)
+    transaction.connection.execute(
+        query.on_conflict_do_update(
+            index_elements=["platform"],
+            set_={
+                "last_seen": query.excluded.last_seen,
+                "first_seen": func.coalesce(nodes.c.first_seen, query.excluded.first_seen),
+            },
+        )
+    )
+
+
+def _renew(transaction: Transaction, write: RenewWrite) -> bool:
+    """Whether it was written: not where something has changed since it was decided."""
+    if write.revision != transaction.revision:
+        return False
+    now = micros(transaction.now)
+    ids = list(write.leases)
+    query = select(leases.c.id, leases.c.platform).where(
+        leases.c.id.in_(ids), leases.c.ended.is_(None), leases.c.not_after > now
+    )
+    live = {row.id: row.platform for row in transaction.connection.execute(query)}
+    if set(live) != set(ids):
+        return False
+    for id, not_after in write.leases.items():
+        transaction.connection.execute(
+            update(leases).where(leases.c.id == id).values(not_after=micros(not_after))
+        )
+    if live:
+        _seen(transaction, set(live.values()))
+    transaction.log.append(
+        "lease.renewed", {"platforms": sorted(set(live.values()))}, {"leases": list(write.details)}
+    )
+    return True
+
+
+def _end(transaction: Transaction, write: EndWrite) -> None:
+    where = leases.c.id.in_(write.leases) & leases.c.ended.is_(None)
+    query = select(leases.c.id, leases.c.platform).where(where)
+    found = transaction.connection.execute(query).all()
+    if found:
+        transaction.connection.execute(update(leases).where(where).values(ended="attest-again"))
+        transaction.log.append(
+            "lease.ended",
+            {"platforms": sorted({row.platform for row in found})},
+            {"leases": sorted(row.id for row in found)},
+        )
+
+
+def _purge(transaction: Transaction) -> None:
+    connection = transaction.connection
+    now = transaction.now
+    connection.execute(delete(challenges).where(challenges.c.expires < micros(now - _KEEP_CHALLENGES)))
+    connection.execute(delete(leases).where(leases.c.not_after < micros(now - _KEEP_LEASES)))
