@@ -98,6 +98,7 @@ VALUES = {
     },
     "mtls": {
         "subject": "CN=server-7,O=Example",
+        "issuer": "CN=Example CA",
         "san": ["server-7.example.com", "spiffe://example.com/serving"],
         "sha256": digits("c", 32),
     },
@@ -237,6 +238,7 @@ FULL = {
     },
     "mtls": {
         "subject": "CN=server-7,O=Example",
+        "issuer": "CN=Example CA",
         "san": "spiffe://example.com/serving",
         "sha256": [digits("c", 32)],
     },

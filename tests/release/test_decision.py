@@ -557,6 +557,10 @@ def test_evaluate_is_the_evidence_and_the_window_alone():
     late = presented(claims("tdx", not_after=NOW + timedelta(5)), now=NOW + timedelta(2))
     assert evaluate(policy, late).code == "expired"
     assert evaluate(policy, presented(claims("snp"))).code == "policy"
+    elsewhere = presented(claims("tdx", bound=b"another request"))
+    assert evaluate(policy, elsewhere).allowed
+    assert decide(policy, asked(), elsewhere).code == "binding"
+    assert evaluate(policy, presented(claims("tdx", not_after=NOW - timedelta(1)))).code == "evidence"
 
 
 class TestRenewal:

@@ -219,6 +219,7 @@ _MTLS: Final = Kind(
     {
         "subject": one_of(text, "subject"),
         "san": includes(text, "san"),
+        "issuer": one_of(text, "issuer"),
         "sha256": one_of(_sha256, "sha256"),
     },
     needs=[["subject"], ["san"], ["sha256"]],

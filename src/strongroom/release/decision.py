@@ -135,13 +135,15 @@ def decide(policy: Policy, asked: Asked, presented: Presented) -> Decision:
 
 
 def evaluate(policy: Policy, presented: Presented) -> Decision:
-    """As :func:`decide`, whatever the key: the window of the policy and the evidence alone.
+    """What a policy makes of evidence, whatever the key and whatever the evidence is bound to.
+
+    For people who try a policy on evidence that was recorded: a server decides.
 
     Args:
         policy: any.
-        presented: the machine.
+        presented: the machine; what is expected of its evidence is not looked at.
     """
-    return _combined(_window(policy, presented.now), _judged(policy, presented))
+    return _combined(_window(policy, presented.now), _judged(policy, presented, bound=False))
 
 
 def renew(policy: Policy, asked: Asked, presented: Presented, attested: datetime) -> Decision:
@@ -158,13 +160,15 @@ def renew(policy: Policy, asked: Asked, presented: Presented, attested: datetime
     """
     about = [*_about_key(policy, asked), *_window(policy, presented.now)]
     about.append(_recent(policy, presented.now, attested))
-    return _combined(about, _judged(policy, presented, fresh=False))
+    return _combined(about, _judged(policy, presented, bound=False, valid=False))
 
 
 _Coded = tuple[str, Finding]
 
 
-def _judged(policy: Policy, presented: Presented, *, fresh: bool = True) -> Judgement:
+def _judged(
+    policy: Policy, presented: Presented, *, bound: bool = True, valid: bool = True
+) -> Judgement:
     return judge(
         policy,
         presented.claims,
@@ -173,7 +177,8 @@ def _judged(policy: Policy, presented: Presented, *, fresh: bool = True) -> Judg
         expected_secondary=presented.expected_secondary,
         allow_test_roots=presented.allow_test_roots,
         evicted=presented.evicted,
-        fresh=fresh,
+        bound=bound,
+        valid=valid,
     )
 
 

@@ -50,7 +50,8 @@ def judge(
     expected_secondary: bytes,
     allow_test_roots: bool,
     evicted: AbstractSet[str],
-    fresh: bool,
+    bound: bool,
+    valid: bool,
 ) -> Judgement:
     """Judge what is presented by the alternatives of a policy.
 
@@ -62,7 +63,8 @@ def judge(
         expected_secondary: what secondary evidence must be bound to.
         allow_test_roots: whether the server takes roots for tests.
         evicted: names of machines that were taken out of service.
-        fresh: whether the evidence was made for this request, and must be bound to it and valid now.
+        bound: whether the evidence must be bound to what is expected.
+        valid: whether what vouches for it must hold now.
     """
     if not claims:
         nothing = Finding(False, "evidence", None, "evidence", "Nothing is presented.")
@@ -73,9 +75,9 @@ def judge(
         path = f"evidence[{index}]"
         found = [
             ("evidence", finding)
-            for finding in rules(one, path, now if fresh else None, test_roots=test_roots)
+            for finding in rules(one, path, now if valid else None, test_roots=test_roots)
         ]
-        if fresh and one.kind not in IDENTITY:
+        if bound and one.kind not in IDENTITY:
             expected = expected_secondary if index else expected_primary.get(one.kind)
             found.append(("binding", binding_rule(one, path, expected)))
         found.append(("evicted", eviction_rule(one, path, evicted)))
