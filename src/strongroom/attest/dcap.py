@@ -12,18 +12,18 @@ the identity of a quote, never the quote's own.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from strongroom.attest.certificate_parsing import UNREADABLE, load_certificates
 from strongroom.attest.dcap_collateral import (
-    UNREADABLE,
     Collateral,
     Span,
     check_spans,
-    load_chain,
     spans_of,
 )
 from strongroom.attest.dcap_quote import Quote
@@ -139,12 +139,12 @@ def _verify(library: Any, data: bytes, collateral: Collateral, root: bytes, now:
     return verifier.verify_with_policy(data, collateral.parsed, now, policy)
 
 
-def _pck_chain(parsed: Any) -> tuple[list[x509.Certificate], list[Span]]:
+def _pck_chain(parsed: Any) -> tuple[Sequence[x509.Certificate], list[Span]]:
     pem = _call(parsed.cert_chain_pem_bytes)
     if pem is None:
         raise MalformedEvidence("The quote does not bring the certificate of its platform.")
     try:
-        chain = load_chain(bytes(pem))
+        chain = load_certificates(bytes(pem))
         return chain, spans_of(chain, "platform (PCK)")
     except UNREADABLE as error:
         raise MalformedEvidence(

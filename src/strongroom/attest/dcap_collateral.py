@@ -10,11 +10,12 @@ from typing import Any, Final
 
 from cryptography import x509
 
-from strongroom.attest.limits import MAX_CERTIFICATES, MAX_ENDORSEMENTS
-from strongroom.errors import MissingEndorsement, MissingExtra, NotAuthentic
+from strongroom.attest.certificate_parsing import UNREADABLE, load_certificates, load_crl, quiet
+from strongroom.attest.limits import MAX_ENDORSEMENTS
+from strongroom.errors import MalformedEvidence, MissingEndorsement, MissingExtra, NotAuthentic
 from strongroom.format.encoding import parse_json
 
-__all__ = ["UNREADABLE", "Collateral", "Span", "check_spans", "load_chain", "spans_of"]
+__all__ = ["Collateral", "Span", "check_spans", "spans_of"]
 
 _CHAINS: Final = {
     "pck_crl_issuer_chain": "issuer of PCK certificates",
@@ -24,9 +25,6 @@ _CHAINS: Final = {
 _CRLS: Final = {"root_ca_crl": "CRL of the root", "pck_crl": "CRL of PCK certificates"}
 _DOCUMENTS: Final = {"tcb_info": "TCB info", "qe_identity": "QE identity"}
 _SIGNATURES: Final = ("tcb_info_signature", "qe_identity_signature")
-UNREADABLE: Final = (ValueError, TypeError, KeyError, x509.InvalidVersion)
-"""What reading bytes of anybody's may raise."""
-
 _KEPT: Final = 16
 """Parsed collaterals that are kept: one for each model of machine and TEE, 20 KB each."""
 
@@ -78,7 +76,7 @@ class Collateral:
             raise MissingEndorsement(f"Intel's collateral has more than {MAX_ENDORSEMENTS} bytes.")
         try:
             return _parse(bytes(data))
-        except UNREADABLE as error:
+        except (*UNREADABLE, KeyError, MalformedEvidence) as error:
             # A KeyError says no more than the member's name.
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
             raise MissingEndorsement(f"This is not Intel's collateral: {reason[:200]}.") from None
@@ -95,7 +93,8 @@ class Collateral:
                 "CA of this platform's PCK certificate" if index else "PCK certificate of this platform"
             )
             try:
-                entry = crl.get_revoked_certificate_by_serial_number(one.serial_number)
+                with quiet():
+                    entry = crl.get_revoked_certificate_by_serial_number(one.serial_number)
             except UNREADABLE:
                 raise NotAuthentic(f"Whether the {what} is revoked cannot be read.") from None
             if entry is not None:
@@ -111,9 +110,9 @@ def _parse(data: bytes) -> Collateral:
         raise ValueError(f"{wrong[0]} is no text")
     spans: list[Span] = []
     for name, what in _CHAINS.items():
-        spans += spans_of(load_chain(texts[name].encode()), what)
+        spans += spans_of(load_certificates(texts[name].encode()), what)
     raw = {name: bytes.fromhex(texts[name]) for name in _CRLS}
-    crls = {name: x509.load_der_x509_crl(raw[name]) for name in _CRLS}
+    crls = {name: load_crl(raw[name]) for name in _CRLS}
     for name, what in _CRLS.items():
         crl = crls[name]
         if crl.next_update_utc is None:
@@ -139,18 +138,6 @@ def _moment(text: object) -> datetime:
     if moment is None or moment.tzinfo is None:
         raise ValueError("a date has no time zone")
     return moment.astimezone(UTC)
-
-
-def load_chain(pem: bytes) -> list[x509.Certificate]:
-    """The certificates of a chain.
-
-    Raises:
-        ValueError, x509.InvalidVersion: there is none, too many, or something that is no certificate.
-    """
-    chain = x509.load_pem_x509_certificates(pem)
-    if len(chain) > MAX_CERTIFICATES:
-        raise ValueError(f"the chain has more than {MAX_CERTIFICATES} certificates")
-    return chain
 
 
 def spans_of(chain: Sequence[x509.Certificate], what: str) -> list[Span]:
