@@ -79,6 +79,10 @@ class Passphrase:
             raise InvalidKey("The passphrase is empty.")
         self._secret = SecretBytes(encoded)
 
+    def encode(self) -> SecretBytes:
+        """The passphrase as it is used, in memory of the caller's own."""
+        return SecretBytes(self._secret.buffer)
+
     def _kek(self, salt: bytes, passes: int, memory: int, lanes: int) -> SecretBytes:
         kek = SecretBytes.zeros(32)
         kdf = Argon2id(salt=salt, length=32, iterations=passes, lanes=lanes, memory_cost=memory)

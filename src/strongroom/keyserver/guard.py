@@ -1,0 +1,137 @@
+"""What surrounds every request: limits, an id, a line in the log, numbers, and no exception beyond.
+
+The cheap checks come first: the rate of the source address and the declared size of the body, before
+anything is parsed or looked up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any, Final
+
+import structlog
+from starlette.types import ASGIApp, Scope
+
+from strongroom.keyserver.config import Limits
+from strongroom.keyserver.errors_http import HttpError, error_answer
+from strongroom.keyserver.limits import LimitedBody, RateLimit, source_group
+from strongroom.keyserver.logs import describe, log
+from strongroom.keyserver.metrics import Metrics
+from strongroom.keyserver.tls import ABORT
+
+__all__ = ["Guard"]
+
+_NEVER_LIMITED: Final = frozenset({"/healthz", "/readyz"})
+_QUIET: Final = frozenset({"/healthz", "/readyz", "/metrics"})
+_HEADERS: Final = (
+    (b"cache-control", b"no-store"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"strict-transport-security", b"max-age=31536000"),
+)
+
+Message = MutableMapping[str, Any]
+
+
+class _Answer:
+    """``send`` that adds headers, notes the status, and gives up on a client that does not read."""
+
+    def __init__(
+        self,
+        send: Callable[[Message], Awaitable[None]],
+        request_id: str,
+        seconds: float,
+        closing: Callable[[], bool],
+    ) -> None:
+        self.status: int | None = None
+        self._send = send
+        self._request_id = request_id.encode()
+        self._seconds = seconds
+        self._closing = closing
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = list(message.get("headers", ()))
+            present = {name.lower() for name, _ in headers}
+            headers += [pair for pair in _HEADERS if pair[0] not in present]
+            headers.append((b"x-request-id", self._request_id))
+            # A body that is still on its way would be read, and ignored, for as long as it lasts.
+            if self._closing():
+                headers.append((b"connection", b"close"))
+            message = {**message, "headers": headers}
+        async with asyncio.timeout(self._seconds):
+            await self._send(message)
+
+
+class Guard:
+    """The ASGI application around the application.
+
+    Args:
+        app: what answers.
+        limits: sizes, rates and times.
+        metrics: what is counted where.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
+        self._app = app
+        self._limits = limits
+        self._metrics = metrics
+        self._rate = RateLimit(limits.requests_per_second, limits.burst)
+
+    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        request_id = secrets.token_hex(8)
+        body: LimitedBody | None = None
+        answer = _Answer(
+            send, request_id, self._limits.answer_seconds, lambda: body is None or not body.complete
+        )
+        source = scope["client"][0] if scope["client"] else "local"
+        with structlog.contextvars.bound_contextvars(request=request_id, source=source):
+            try:
+                if scope["path"] not in _NEVER_LIMITED:
+                    self._rate.take(source_group(source), time.monotonic())
+                body = LimitedBody(
+                    scope, receive, self._limits.release_bytes, self._limits.body_seconds
+                )
+                await self._app(scope, body, answer)
+            except TimeoutError:
+                self._metrics.refused_early("does-not-read")
+                # An orderly close would wait for the client to read what is left.
+                scope.get(ABORT, lambda: None)()
+            except HttpError as error:
+                self._metrics.refused_early(error.code)
+                await self._fail(scope, receive, answer, error)
+            except Exception as error:
+                log.error("fault", **describe(error))
+                await self._fail(scope, receive, answer, error)
+            self._note(scope, answer.status, time.perf_counter() - began)
+
+    async def _fail(self, scope: Scope, receive: Any, answer: _Answer, error: Exception) -> None:
+        if answer.status is None:
+            await error_answer(error)(scope, receive, answer)
+
+    def _note(self, scope: Scope, status: int | None, seconds: float) -> None:
+        path = path_template(scope)
+        self._metrics.request(path, scope["method"], status, seconds)
+        if scope["path"] in _QUIET and status == 200:
+            return
+        log.info(
+            "request",
+            method=scope["method"],
+            path=path,
+            status=status,
+            ms=round(seconds * 1000, 1),
+            **scope.get("strongroom.actor", {}),
+        )
+
+
+def path_template(scope: Scope) -> str:
+    """The path as it is written in the routes; what a caller made up is ``other``."""
+    route = scope.get("route")
+    return str(getattr(route, "path", "other"))

@@ -1,0 +1,110 @@
+"""Who asks for a release, as the connection says it: a client certificate, a token, or nobody.
+
+Neither proves what machine it is; a policy has to name such an identity to let it in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Final
+
+from strongroom.attest import identities as attested
+from strongroom.attest.endorsements import EndorsementSource
+from strongroom.attest.evidence import Claims
+from strongroom.attest.roots import Issuer
+from strongroom.errors import EvidenceError, os_errors
+from strongroom.keyserver.config import Config
+
+__all__ = ["Identities"]
+
+_VERIFIERS: Final = {"oidc": attested.oidc, "kubernetes": attested.kubernetes}
+
+
+class Identities:
+    """Verifies what connections bring along.
+
+    Args:
+        authorities: of client certificates, PEM each.
+        issuers: of tokens, by kind.
+        audience: of tokens: the id of the server.
+        endorsements: where key sets come from that are in no file.
+    """
+
+    def __init__(
+        self,
+        authorities: Sequence[bytes],
+        issuers: Mapping[str, Sequence[Issuer]],
+        audience: str,
+        endorsements: EndorsementSource | None = None,
+    ) -> None:
+        self._authorities = authorities
+        self._issuers = issuers
+        self._audience = audience
+        self._endorsements = endorsements
+
+    @classmethod
+    def from_config(cls, config: Config, endorsements: EndorsementSource | None) -> Identities:
+        """As the configuration says.
+
+        Raises:
+            NotFound, UsageError: a file cannot be read.
+        """
+        authorities = []
+        if config.tls.client_ca is not None:
+            with os_errors(config.tls.client_ca):
+                authorities = _split_pem(config.tls.client_ca.read_bytes())
+        issuers: dict[str, list[Issuer]] = {}
+        for one in config.auth.issuers:
+            jwks = None
+            if one.jwks is not None:
+                with os_errors(one.jwks):
+                    jwks = one.jwks.read_bytes()
+            issuers.setdefault(one.kind, []).append(
+                Issuer(one.issuer, config.server_id, jwks, algorithms=tuple(one.algorithms))
+            )
+        return cls(authorities, issuers, config.server_id, endorsements)
+
+    def of(self, certificate: bytes | None, token: str | None, now: datetime) -> list[Claims]:
+        """The identities of one request.
+
+        A certificate that says nothing to us is passed over, since TLS asks for one whatever it is
+        for; a token was given for this, and must be good.
+
+        Args:
+            certificate: DER; None where there is none.
+            token: as it stands after ``Bearer``; None where there is none.
+            now: with a time zone.
+
+        Raises:
+            EvidenceError: the token is of nobody whom the configuration names, or is not good.
+            Unavailable: its issuer's keys could not be fetched.
+        """
+        found = []
+        if certificate is not None and self._authorities:
+            found += self._of_certificate(certificate, now)
+        if token is not None:
+            found.append(self._of_token(token, now))
+        return found
+
+    def _of_certificate(self, certificate: bytes, now: datetime) -> list[Claims]:
+        try:
+            return [attested.mtls(certificate, self._authorities, now)]
+        except EvidenceError:
+            return []
+
+    def _of_token(self, token: str, now: datetime) -> Claims:
+        refusal: EvidenceError | None = None
+        for kind, issuers in self._issuers.items():
+            try:
+                return _VERIFIERS[kind](
+                    token.encode(), self._audience, issuers, now, self._endorsements
+                )
+            except EvidenceError as error:
+                refusal = error
+        raise refusal or EvidenceError("This server takes no tokens for releases.")
+
+
+def _split_pem(content: bytes) -> list[bytes]:
+    end = b"-----END CERTIFICATE-----"
+    return [part[part.index(b"-----BEGIN") :] + end + b"\n" for part in content.split(end)[:-1]]

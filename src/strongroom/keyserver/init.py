@@ -1,0 +1,290 @@
+"""``keyserver init``: all that a new server needs, in one directory, and nothing of it replaced."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+from strongroom.crypto.secret import SecretBytes
+from strongroom.errors import AlreadyExists, UsageError, os_errors
+from strongroom.format.encoding import b64url
+from strongroom.keyserver.certificates import end_of, hosts_of, issue, new_ca
+from strongroom.keyserver.config import (
+    TEST_PREFIX,
+    Config,
+    absolute_source,
+    absolute_url,
+    database_url,
+    load_config,
+)
+from strongroom.keyserver.kek import RootKek, create_kek, open_kek
+from strongroom.keyserver.opening import now
+from strongroom.keyserver.public_keys import public_keys
+from strongroom.keyserver.store import Actor, Store
+from strongroom.keyserver.trust import test_root_files
+from strongroom.providers.keyserver.profile import server_url
+
+__all__ = [
+    "CONFIG_FILE",
+    "Made",
+    "Wanted",
+    "initialise",
+    "profile_of",
+    "renew_certificate",
+    "write_new",
+]
+
+CONFIG_FILE: Final = "keyserver.toml"
+_PROFILE: Final = "profile.json"
+_TOKEN: Final = "owner.token"
+_DATABASE: Final = "keyserver.db"
+_DATABASE_URL: Final = "database.url"
+_ANCHOR: Final = "audit.anchor"
+_ROOT_KEY: Final = "root.kek"
+_TEST_ROOTS: Final = "TEST-ROOTS-NOT-FOR-PRODUCTION"
+_LOCAL: Final = ("localhost", "127.0.0.1", "::1")
+_ACTOR: Final = Actor("init", "owner", "local")
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What a new server shall be.
+
+    Attributes:
+        url: by which clients reach it: ``https://keys.example:8443``.
+        passphrase: of the root key; None takes a key file or a root key that needs none.
+        kek_key_file: file with the root key as it is; made where it is not there yet.
+        kek: source of a root key that exists already, in an HSM for instance.
+        database: URL of an empty database; None makes a file of SQLite.
+        insecure_test_roots: file or directory of roots for tests.
+    """
+
+    url: str
+    passphrase: SecretBytes | None = None
+    kek_key_file: Path | None = None
+    kek: str | None = None
+    database: str | None = None
+    insecure_test_roots: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Made:
+    """Where things are."""
+
+    server_id: str
+    url: str
+    config: Path
+    profile: Path
+    token: Path
+    ca: Path
+
+
+def _split(url: str) -> tuple[str, int]:
+    parts = urlsplit(server_url(url))
+    assert parts.hostname is not None
+    return parts.hostname, parts.port or 443
+
+
+def write_new(path: Path, content: str | bytes, mode: int = 0o600) -> None:
+    """Write a new file, readable by its owner alone unless ``mode`` says otherwise, durably.
+
+    Raises:
+        AlreadyExists: there is one.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    with os_errors(path):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def initialise(directory: Path, wanted: Wanted) -> Made:
+    """Make a server in ``directory``, which is empty or not there; what fails leaves nothing in it.
+
+    Raises:
+        AlreadyExists: there is something in it, or in the database.
+        UsageError, NotFound: what is wanted cannot be.
+        StorageError: the disk or the database refuses.
+    """
+    host, port = _split(wanted.url)
+    if not _one_root_key(wanted):
+        raise UsageError(
+            "The root key is under a passphrase, in a key file, or elsewhere: say which one.",
+            hint="Give --passphrase-fd or --kek-key-file.",
+        )
+    roots = {} if wanted.insecure_test_roots is None else test_root_files(wanted.insecure_test_roots)
+    directory = directory.absolute()
+    existed = directory.exists()
+    if existed and (not directory.is_dir() or any(directory.iterdir())):
+        raise AlreadyExists(
+            f"{directory} is there and not empty.",
+            hint="Give a new directory: a server is never replaced.",
+        )
+    key_file = wanted.kek_key_file
+    new_key_file = key_file is not None and not key_file.exists()
+    with os_errors(directory):
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        return _make(directory, wanted, host, port, roots)
+    except BaseException:
+        if new_key_file and key_file is not None:
+            key_file.unlink(missing_ok=True)
+        for path in directory.iterdir():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if not existed:
+            directory.rmdir()
+        raise
+
+
+def _one_root_key(wanted: Wanted) -> bool:
+    if wanted.kek is not None:
+        return wanted.kek_key_file is None
+    return (wanted.passphrase is None) != (wanted.kek_key_file is None)
+
+
+def _root_key(directory: Path, wanted: Wanted) -> tuple[RootKek, str]:
+    if wanted.kek is not None:
+        source = absolute_source(wanted.kek, Path.cwd())
+        return open_kek(source, wanted.passphrase), source
+    if wanted.kek_key_file is None:
+        source = f"file:{_ROOT_KEY}"
+        return create_kek(f"file:{directory / _ROOT_KEY}", wanted.passphrase), source
+    source = f"file:{wanted.kek_key_file.absolute()}"
+    return (open_kek if wanted.kek_key_file.exists() else create_kek)(source), source
+
+
+def _make(directory: Path, wanted: Wanted, host: str, port: int, roots: dict[str, Path]) -> Made:
+    server_id = f"{TEST_PREFIX if roots else ''}{host[:100]}-{secrets.token_hex(8)}"
+    _make_certificates(directory / "tls", server_id, host)
+    if roots:
+        (directory / _TEST_ROOTS).mkdir(mode=0o700)
+        for path in roots.values():
+            write_new(directory / _TEST_ROOTS / path.name, path.read_bytes())
+    kek, source = _root_key(directory, wanted)
+    if wanted.database is not None:
+        url = absolute_url(wanted.database, Path.cwd())
+        write_new(directory / _DATABASE_URL, url + "\n")
+    text = _configuration(server_id, host, port, source, own=wanted.database is None, test=bool(roots))
+    write_new(directory / CONFIG_FILE, text)
+    config = load_config(directory / CONFIG_FILE)
+    # Last, since it may be elsewhere, where nothing is cleaned up.
+    store = Store.create(
+        database_url(config, {}), kek, clock=now, anchor=config.audit.anchor, test=config.test
+    )
+    with closing(store):
+        url = server_url(wanted.url)
+        profile = profile_of(config, store, url, (directory / "tls" / "ca.pem").read_text())
+        write_new(directory / _PROFILE, json.dumps(profile, indent=2) + "\n", 0o644)
+        _, token = store.add_token("owner", "owner", None, _ACTOR)
+        write_new(directory / _TOKEN, token + "\n")
+    return Made(
+        server_id,
+        url,
+        directory / CONFIG_FILE,
+        directory / _PROFILE,
+        directory / _TOKEN,
+        directory / "tls" / "ca.pem",
+    )
+
+
+def _make_certificates(place: Path, server_id: str, host: str) -> None:
+    with os_errors(place):
+        place.mkdir(mode=0o700)
+    ca, ca_key = new_ca(f"strongroom {server_id}", now())
+    certificate, key = issue(ca, ca_key, host, [host, *_LOCAL], now())
+    write_new(place / "ca.pem", ca, 0o644)
+    write_new(place / "ca.key", ca_key)
+    write_new(place / "server.pem", certificate, 0o644)
+    write_new(place / "server.key", key)
+
+
+def _configuration(server_id: str, host: str, port: int, source: str, *, own: bool, test: bool) -> str:
+    # JSON's strings are strings of TOML.
+    listen = "127.0.0.1" if host in _LOCAL else "0.0.0.0"  # noqa: S104 – clients are elsewhere
+    database = f'url = "sqlite:///{_DATABASE}"' if own else f'url_file = "{_DATABASE_URL}"'
+    attestation = f'\n[attestation]\ninsecure_test_roots = "{_TEST_ROOTS}"\n' if test else ""
+    return f"""# Paths are relative to this file. All members: see "Run a key server" in the documentation.
+server_id = {json.dumps(server_id)}
+
+[listen]
+host = "{listen}"
+port = {port}
+
+[tls]
+certificate = "tls/server.pem"
+key = "tls/server.key"
+
+[database]
+{database}
+
+[kek]
+source = {json.dumps(source)}
+
+[audit]
+anchor = "{_ANCHOR}"
+{attestation}"""
+
+
+def profile_of(config: Config, store: Store, url: str, ca: str | None) -> dict[str, Any]:
+    """What clients pin.
+
+    Args:
+        config: of the server.
+        store: with its keys.
+        url: by which clients reach it.
+        ca: PEM; None where its certificate is of a public CA.
+    """
+    keys = public_keys(store)
+    return {
+        "url": url,
+        "server_id": config.server_id,
+        "signing_key": b64url(keys.signing),
+        "registration_key": {"suite": keys.suite, "public_key": b64url(keys.registration)},
+        "ca": ca,
+    }
+
+
+def renew_certificate(config: Config, hosts: Sequence[str]) -> datetime:
+    """A new certificate and key of the server's own CA, put in place of the old ones.
+
+    A running server takes them by itself. First the key is replaced, then the certificate; a server
+    that looks in between keeps the pair that it has.
+
+    Args:
+        config: of the server.
+        hosts: names and addresses; none takes those of the old certificate.
+
+    Returns:
+        When it ends.
+
+    Raises:
+        NotFound: the CA is not where ``init`` put it, beside the certificate.
+        InvalidKey: the files are not what they should be.
+    """
+    place = config.tls.certificate.parent
+    with os_errors(place):
+        ca, ca_key = (place / "ca.pem").read_bytes(), (place / "ca.key").read_bytes()
+        old = config.tls.certificate.read_bytes()
+    names = list(hosts) or hosts_of(old)
+    certificate, key = issue(ca, ca_key, names[0], [*names, *_LOCAL], now())
+    for path, content, mode in (
+        (config.tls.key, key, 0o600),
+        (config.tls.certificate, certificate, 0o644),
+    ):
+        beside = path.with_name(path.name + ".new")
+        with os_errors(path):
+            beside.unlink(missing_ok=True)
+            write_new(beside, content, mode)
+            os.replace(beside, path)
+    return end_of(certificate)

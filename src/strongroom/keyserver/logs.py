@@ -1,0 +1,86 @@
+"""Logs: one JSON object a line on standard error, and nothing in them that could be a secret.
+
+What is logged of a request: its id, method, the template of its path, status, duration, source and the
+name of who asks. Never bodies, headers, tokens or query strings; of an exception that nobody foresaw,
+its type and place, since its text may quote what it worked on (SQL statements with their parameters).
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import traceback
+from collections.abc import MutableMapping
+from typing import IO, Any
+
+import structlog
+
+from strongroom.errors import StrongroomError
+
+__all__ = ["configure_logging", "describe", "log"]
+
+log: structlog.stdlib.BoundLogger = structlog.get_logger("strongroom.keyserver")
+"""The server's logger."""
+
+
+def describe(error: BaseException) -> dict[str, str]:
+    """What may be logged of an exception: its type, where it was raised, and its text if it is ours."""
+    found = {"error": type(error).__name__}
+    frames = traceback.extract_tb(error.__traceback__)
+    if frames:
+        found["where"] = f"{frames[-1].filename.rpartition('/')[2]}:{frames[-1].lineno}"
+    if isinstance(error, StrongroomError):
+        found["message"] = error.message
+    cause = error.__cause__
+    if cause is not None:
+        found["cause"] = type(cause).__name__
+    return found
+
+
+def _without_tracebacks(
+    logger: Any, method: str, event: MutableMapping[str, Any]
+) -> MutableMapping[str, Any]:
+    """Replace an exception that a library logs by what may be said of it."""
+    info = event.pop("exc_info", None)
+    if info is True:
+        info = sys.exc_info()
+    error = info[1] if isinstance(info, tuple) else info
+    if isinstance(error, BaseException):
+        event.update(describe(error))
+    event.pop("stack_info", None)
+    return event
+
+
+def configure_logging(stream: IO[str] | None = None, level: int = logging.INFO) -> None:
+    """Send what the server and its libraries log to ``stream``, standard error unless given, as JSON."""
+    shared: list[Any] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _without_tracebacks,
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[
+                structlog.stdlib.ProcessorFormatter.remove_processors_meta,
+                structlog.processors.JSONRenderer(),
+            ],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers[:] = [handler]
+    root.setLevel(level)
+    # Their lines quote requests and statements; the server's own line says the same without them.
+    for noisy in ("uvicorn.access", "sqlalchemy", "httpx", "httpcore", "asyncio", "alembic"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logging.getLogger(name).handlers[:] = []
+        logging.getLogger(name).propagate = True

@@ -1,0 +1,170 @@
+"""One process that answers: its parts, its event loop, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import time
+from collections.abc import Sequence
+from contextlib import closing, contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING, Any, Final
+
+import uvicorn
+
+from strongroom.attest.sources import endorsement_source
+from strongroom.crypto.secret import SecretBytes
+from strongroom.errors import StrongroomError
+from strongroom.keyserver.app import make_app
+from strongroom.keyserver.config import Config
+from strongroom.keyserver.guard import Guard
+from strongroom.keyserver.identities import Identities
+from strongroom.keyserver.logs import describe, log
+from strongroom.keyserver.metrics import Metrics
+from strongroom.keyserver.opening import now, open_store
+from strongroom.keyserver.release import ReleaseService
+from strongroom.keyserver.services import Services
+from strongroom.keyserver.tls import Certificates, protocol_class
+from strongroom.keyserver.trust import roots_of
+from strongroom.keyserver.verification import VerificationPool
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+__all__ = ["serve"]
+
+_HANDSHAKE_SECONDS: Final = 10.0
+_KEEP_ALIVE_SECONDS: Final = 15
+_LOOK_EVERY: Final = 50
+"""Ticks of a tenth of a second between two looks at the files of the certificate."""
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, which drains before it stops and reads renewed certificates."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        here: Services,
+        pool: VerificationPool,
+        certificates: Certificates,
+        sockets: Sequence[socket.socket],
+    ) -> None:
+        super().__init__(config)
+        self._here = here
+        self._pool = pool
+        self._certificates = certificates
+        self._sockets = sockets
+        self._drain_until: float | None = None
+        self._reload = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await self._pool.start()
+        loop = asyncio.get_running_loop()
+
+        def protocol() -> Any:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config,
+                server_state=self.server_state,
+                app_state={},
+                _loop=loop,
+            )
+
+        self.servers = [
+            await loop.create_server(
+                protocol,
+                sock=one,
+                ssl=self._certificates.context,
+                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+            )
+            for one in self._sockets
+        ]
+        self.started = True
+        log.info("ready")
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        self._pool.close()
+
+    async def on_tick(self, counter: int) -> bool:
+        if self._drain_until is not None and time.monotonic() >= self._drain_until:
+            self.should_exit = True
+        if self._reload or counter % _LOOK_EVERY == 0:
+            self._renew()
+        return await super().on_tick(counter)
+
+    def _renew(self) -> None:
+        asked, self._reload = self._reload, False
+        try:
+            if asked or self._certificates.changed():
+                self._certificates.reload()
+                log.info("certificate read")
+        except StrongroomError as error:
+            log.error("certificate not read; the one before stays", **describe(error))
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGHUP:
+            self._reload = True
+        elif sig == signal.SIGTERM and self._drain_until is None:
+            self._here.draining = True
+            self._drain_until = time.monotonic() + self._here.config.listen.drain_seconds
+        elif self.should_exit:
+            self.force_exit = True
+        else:
+            self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, without raising the signal again: an orderly end is no death by a signal."""
+        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {one: signal.signal(one, self.handle_exit) for one in handled}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+
+def serve(config: Config, passphrase: SecretBytes | None, sockets: Sequence[socket.socket]) -> None:
+    """Answer at ``sockets`` until a signal says stop.
+
+    Raises:
+        StrongroomError: it does not start; says why.
+    """
+    certificates = Certificates(config.tls)
+    metrics = Metrics()
+    pool = VerificationPool(
+        roots_of(config.attestation),
+        config.attestation.endorsements,
+        workers=config.verification.workers,
+        timeout=config.verification.timeout_seconds,
+        memory=config.verification.memory_mb,
+    )
+    source = endorsement_source(config.attestation.endorsements)
+    identities = Identities.from_config(config, source)
+    store = open_store(config, passphrase)
+    release = ReleaseService(
+        store,
+        server_id=config.server_id,
+        pool=pool,
+        clock=now,
+        allow_test_roots=config.test,
+        metrics=metrics,
+    )
+    here = Services(config, store, release, metrics, identities, now)
+    settings = uvicorn.Config(
+        Guard(make_app(here), config.limits, metrics),
+        loop="uvloop",
+        http=protocol_class(config.limits, metrics),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,  # anybody can write them
+        server_header=False,
+        timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(config.listen.stop_seconds),
+    )
+    with closing(store):
+        _Server(settings, here, pool, certificates, sockets).run()

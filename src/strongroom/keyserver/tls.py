@@ -1,0 +1,195 @@
+"""TLS 1.3, and what the server learns from it: the client's certificate, where there is one.
+
+uvicorn does not hand client certificates on, knows no limit for headers and no time for them; the
+protocol here adds the three.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import ssl
+from typing import Any, Final
+
+from uvicorn.config import Config as UvicornConfig
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from strongroom.errors import InvalidKey, os_errors
+from strongroom.format.encoding import dump_json
+from strongroom.keyserver.config import Limits, Tls
+from strongroom.keyserver.limits import MAX_HEAD, ConnectionCount, source_group
+from strongroom.keyserver.metrics import Metrics
+
+__all__ = ["ABORT", "CLIENT_CERTIFICATE", "Certificates", "protocol_class"]
+
+CLIENT_CERTIFICATE: Final = "strongroom.client_certificate"
+"""In the scope of a request: the client's certificate, DER, verified by TLS; None where it sent none."""
+
+ABORT: Final = "strongroom.abort"
+"""In the scope of a request: drops the connection, with what is still to be sent."""
+
+
+class Certificates:
+    """The TLS context, and the files that it is made of.
+
+    A renewed certificate is used for new connections after :meth:`reload`. Client CAs are read once:
+    OpenSSL can add to them and not take away.
+    """
+
+    def __init__(self, tls: Tls) -> None:
+        self._tls = tls
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
+        # A resumed session would bring a client certificate that nobody has verified again.
+        self.context.num_tickets = 0
+        if tls.client_ca is not None:
+            with os_errors(tls.client_ca):
+                try:
+                    self.context.load_verify_locations(tls.client_ca)
+                except ssl.SSLError:
+                    raise InvalidKey(f"{tls.client_ca} holds no certificates in PEM.") from None
+            self.context.verify_mode = ssl.CERT_OPTIONAL
+        self._seen = self._stamp()
+        self._load(self.context)
+
+    def _load(self, context: ssl.SSLContext) -> None:
+        with os_errors(self._tls.certificate):
+            try:
+                context.load_cert_chain(self._tls.certificate, self._tls.key, password="")
+            except ssl.SSLError:
+                raise InvalidKey(
+                    f"{self._tls.certificate} and {self._tls.key} are not a certificate and its key."
+                ) from None
+
+    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
+        with os_errors(self._tls.certificate):
+            found = [os.stat(path) for path in (self._tls.certificate, self._tls.key)]
+        return tuple((one.st_mtime_ns, one.st_ino, one.st_size) for one in found)
+
+    def changed(self) -> bool:
+        """The files are not those that were read last."""
+        return self._stamp() != self._seen
+
+    def reload(self) -> None:
+        """Read certificate and key again. Where they do not fit together, the old ones stay.
+
+        Raises:
+            InvalidKey, NotFound, UsageError: they cannot be used.
+        """
+        self._seen = self._stamp()
+        # First into a context that nobody uses: half a change must not reach a connection.
+        self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        self._load(self.context)
+
+
+def protocol_class(limits: Limits, metrics: Metrics) -> type[HttpToolsProtocol]:
+    """The HTTP/1.1 protocol of one process, within ``limits``."""
+    counts, numbers = ConnectionCount(limits.connections_per_address, limits.connections), metrics
+
+    class Protocol(_Protocol):
+        addresses = counts
+        head_seconds = limits.head_seconds
+        metrics = numbers
+
+    return Protocol
+
+
+class _Protocol(HttpToolsProtocol):
+    addresses: ConnectionCount
+    head_seconds: float
+    metrics: Metrics
+
+    def __init__(
+        self,
+        config: UvicornConfig,
+        server_state: Any,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._certificate: bytes | None = None
+        self._counted: str | None = None
+        self._head_size = 0
+        self._in_head = True
+        self._head_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        source = source_group(self.client[0]) if self.client else "local"
+        if not self.addresses.enter(source):
+            self.metrics.refused_early("connections")
+            transport.abort()
+            return
+        self._counted = source
+        tls = transport.get_extra_info("ssl_object")
+        self._certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        if self._counted is not None:
+            self.addresses.leave(self._counted)
+            self._counted = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.parser is None:  # aborted in connection_made
+            return
+        if self._in_head:
+            self._head_size += len(data)
+            if self._head_timer is None:
+                self._expect_head()
+        super().data_received(data)
+        if self._in_head and self._head_size > MAX_HEAD and not self.transport.is_closing():
+            self._refuse_head("The head of the request is too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[CLIENT_CERTIFICATE] = self._certificate  # type: ignore[typeddict-unknown-key]
+        self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._stop_timer()
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > MAX_HEAD or self._ambiguous() or self.parser.get_http_version() != "1.1":
+            raise ValueError  # the parser turns it into the answer below
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head = True
+        self._head_size = 0
+
+    def _ambiguous(self) -> bool:
+        """Two readings of one request: what proxies are fooled with."""
+        names = [name for name, _ in self.headers]
+        return names.count(b"host") > 1 or names.count(b"authorization") > 1
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse_head("This is not a request of HTTP/1.1.")
+
+    def _refuse_head(self, message: str) -> None:
+        error = {"code": "bad-request", "message": message, "hint": None}
+        body = dump_json({"error": error})
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.metrics.refused_early("bad-request")
+        self._stop_timer()
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _expect_head(self) -> None:
+        self._stop_timer()
+        self._head_timer = self.loop.call_later(self.head_seconds, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self.metrics.refused_early("too-slow")
+        self.transport.abort()
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
