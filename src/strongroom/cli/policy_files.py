@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
-import tomllib
+from typing import Any
 
 from strongroom.cli.attest_files import read_limited
 from strongroom.cli.terminal import shown
-from strongroom.errors import UsageError
-from strongroom.format.encoding import parse_json
+from strongroom.errors import InvalidPolicy, UsageError
+from strongroom.release import policy_text
 from strongroom.release.limits import MAX_POLICY
 from strongroom.release.policy import Policy
 
-__all__ = ["read_policy"]
+__all__ = ["read_document", "read_policy"]
+
+
+def read_document(path: str) -> dict[str, Any]:
+    """The document in a file, whether or not it is a policy.
+
+    Raises:
+        UsageError: the file is neither JSON nor TOML.
+    """
+    data = read_limited(path, 2 * MAX_POLICY)
+    try:
+        return policy_text.read_policy(data, toml=path.endswith(".toml"))
+    except InvalidPolicy as error:
+        raise UsageError(f"{shown(path)} {error.problem}.") from None
 
 
 def read_policy(path: str) -> Policy:
@@ -21,9 +34,4 @@ def read_policy(path: str) -> Policy:
         UsageError: the file is neither JSON nor TOML.
         InvalidPolicy: it is no policy.
     """
-    data = read_limited(path, MAX_POLICY)
-    try:
-        document = tomllib.loads(data.decode()) if path.endswith(".toml") else parse_json(data)
-    except ValueError as error:
-        raise UsageError(f"{shown(path)} {error}.") from None
-    return Policy.parse(document)
+    return Policy.parse(read_document(path))
