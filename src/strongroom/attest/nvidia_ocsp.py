@@ -7,7 +7,7 @@ from datetime import datetime
 from itertools import pairwise
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -19,6 +19,9 @@ from strongroom.attest.endorsements import EndorsementSource, Wanted
 from strongroom.errors import MissingEndorsement, NotAuthentic
 
 __all__ = ["check_revocation", "ocsp_request", "verify_response"]
+
+_UNUSABLE = (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound)
+"""What a response that is none, or not signed as it should be, may raise."""
 
 
 def ocsp_request(certificate: x509.Certificate, issuer: x509.Certificate) -> bytes:
@@ -81,7 +84,7 @@ def verify_response(
             response.next_update_utc,
             response.certificate_status,
         )
-    except (ValueError, TypeError, InvalidSignature, x509.ExtensionNotFound):
+    except _UNUSABLE:
         raise NotAuthentic("An answer about revocation is not authentic.") from None
     if not same:
         raise NotAuthentic("An answer about revocation is for another certificate.")

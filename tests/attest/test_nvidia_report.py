@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nvidia_cases import NONCE, pki
+from recorded import read
+
+from strongroom.attest.nvidia_dice import dice_of
+from strongroom.attest.nvidia_report import MAX_REPORT, Opaque, parse_report
+from strongroom.errors import MalformedEvidence
+
+GOOD = read("nvidia/h100.report")
+
+
+def test_the_recorded_report() -> None:
+    report = parse_report(GOOD)
+    assert sorted(report.measurements) == list(range(1, 65))
+    assert report.signed + report.signature == GOOD
+    assert report.text(Opaque.PROJECT) == "1010"
+    assert report.vbios == "96.00.9F.00.01"
+    switch = parse_report(read("nvidia/ls10_switch.report"))
+    assert (len(switch.measurements), switch.vbios) == (31, "96.10.73.00.01")
+
+
+def test_every_length_but_its_own_is_refused() -> None:
+    for size in range(len(GOOD)):
+        with pytest.raises(MalformedEvidence):
+            parse_report(GOOD[:size])
+    for more in (1, 96, 4000):
+        with pytest.raises(MalformedEvidence):
+            parse_report(GOOD + bytes(more))
+
+
+def test_size_is_bounded_before_anything_is_read() -> None:
+    with pytest.raises(MalformedEvidence, match="more than"):
+        parse_report(bytes(MAX_REPORT + 1))
+
+
+@pytest.mark.parametrize(
+    ("at", "value"),
+    [
+        (0, 0x12),  # SPDM version of the request
+        (1, 0xE1),  # another request
+        (2, 0x00),  # a request for an answer without signature
+        (3, 0x01),  # a request for one block only
+        (37, 0x12),  # SPDM version of the response
+        (38, 0x61),  # another response
+        (41, 63),  # one block less than there are
+        (41, 65),
+        (41, 0),
+        (42, 0xBF),  # a shorter record
+        (44, 0x01),  # a record of 65 KB more
+        (45, 0x00),  # block number 0
+        (45, 0x02),  # a number twice
+        (46, 0x02),  # no DMTF measurement
+        (47, 0x34),  # sizes that contradict each other
+        (50, 0x00),
+    ],
+)
+def test_fields_that_are_not_what_they_should_be(at: int, value: int) -> None:
+    bad = bytearray(GOOD)
+    assert bad[at] != value
+    bad[at] = value
+    with pytest.raises(MalformedEvidence):
+        parse_report(bytes(bad))
+
+
+def test_a_field_said_twice_is_refused() -> None:
+    report = pki().gpu().report(NONCE)
+    second = bytes([3, 0, 4, 0]) + b"9.9\x00"
+    at = report.rindex(bytes([21, 0, 1, 0, 0x55]))
+    size_at = 37 + 8 + int.from_bytes(report[42:45], "little") + 32
+    size = int.from_bytes(report[size_at : size_at + 2], "little") + len(second)
+    bad = (
+        report[:size_at] + size.to_bytes(2, "little") + report[size_at + 2 : at] + second + report[at:]
+    )
+    with pytest.raises(MalformedEvidence):
+        parse_report(bad)
+
+
+def test_versions_are_plain_text() -> None:
+    for text in ("1.2\n3", "1.2\x1b[0m", "580é"):
+        report = parse_report(pki().gpu().report(NONCE, opaque={3: text.encode()}))
+        with pytest.raises(MalformedEvidence, match="not text"):
+            report.text(Opaque.DRIVER_VERSION)
+
+
+@given(st.binary(max_size=400))
+def test_anything_is_parsed_or_refused(data: bytes) -> None:
+    with pytest.raises(MalformedEvidence):
+        parse_report(data)
+
+
+@given(st.integers(0, len(GOOD) - 1), st.integers(1, 255))
+def test_a_changed_byte_is_parsed_or_refused(at: int, mask: int) -> None:
+    bad = bytearray(GOOD)
+    bad[at] ^= mask
+    try:
+        report = parse_report(bytes(bad))
+    except MalformedEvidence:
+        return
+    assert report.signed + report.signature == bytes(bad)
+
+
+def test_firmware_ids_of_both_forms() -> None:
+    for model in ("GH100 A01 GSP BROM", "GB100 A01 GSP BROM"):
+        gpu = pki().gpu(model)
+        dice = dice_of(gpu.leaf.certificate)
+        assert (dice.fwid, dice.flags) == (gpu.fwid, ())
+    assert dice_of(pki().gpu("GB100", flags=0xF0).leaf.certificate).flags == (
+        "not configured",
+        "not secure",
+        "in recovery",
+        "debug",
+    )
