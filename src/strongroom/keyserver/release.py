@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -21,9 +22,10 @@ from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import EvidenceError, NotFound, Unavailable, UsageError
 from strongroom.format.encoding import b64url, unb64url_text
 from strongroom.keyserver.challenges import Challenges, used_challenge
-from strongroom.keyserver.store import Grant, KeyRecord, ReleaseWrite, Snapshot, Store
+from strongroom.keyserver.store import Grant, KeyRecord, ReleaseOutcome, ReleaseWrite, Snapshot, Store
 from strongroom.keyserver.verification import VerificationPool
 from strongroom.release.answer import Lease, refuse_key, seal_key, sign, sign_answer
+from strongroom.release.approvals import policy_for
 from strongroom.release.binding import WantedKey
 from strongroom.release.decision import Asked, Decision, Presented, decide
 from strongroom.release.limits import MAX_KEYS
@@ -144,7 +146,7 @@ class ReleaseService:
                 await self._judge(wanted, snapshot, presented, problem) for wanted in request.keys
             ]
             write = self._write(request, expires, snapshot, verdicts, presented, problem, source)
-            outcome = await asyncio.wrap_future(self._store.commit_release(write))
+            outcome = await self._commit(write)
             if outcome.stale:
                 self._snapshot = None
                 continue
@@ -157,6 +159,16 @@ class ReleaseService:
                 self._count(verdict.code or "released", claims, 1)
             return await asyncio.to_thread(self._answer, request, verdicts, now)
         raise Unavailable("The policies change faster than a decision is taken.", hint="Ask again.")
+
+    async def _commit(self, write: ReleaseWrite) -> ReleaseOutcome:
+        if self._metrics is None:
+            return await asyncio.wrap_future(self._store.commit_release(write))
+        started = time.perf_counter()
+        self._metrics.commit_waits()
+        try:
+            return await asyncio.wrap_future(self._store.commit_release(write))
+        finally:
+            self._metrics.committed(time.perf_counter() - started)
 
     async def _current(self) -> Snapshot:
         """A snapshot, perhaps an old one: the transaction says if so."""
@@ -184,7 +196,7 @@ class ReleaseService:
         if problem is not None or not presented.claims:
             # The same for every name: a stranger does not learn which keys there are.
             return Verdict(wanted, "evidence")
-        policy = next((one for one in snapshot.policies if one.covers(wanted.key.name)), None)
+        policy = policy_for(snapshot.policies, wanted.key.name)
         record = await self._record(wanted.key)
         current = await self._record(KeyName(wanted.key.name))
         if policy is None or record is None or current is None:
