@@ -86,7 +86,7 @@ def opener(
         if descriptor is not None:
             found.append(read_passphrase(descriptor))
         try:
-            return sources.identities(found or None)
+            return sources.identities(found or None, hint=_NO_KEY_HINT)
         except NoKey as error:
             error.hint = _NO_KEY_HINT
             raise
@@ -109,7 +109,7 @@ def _public(text: str) -> str:
     if ":" not in text:
         raise InvalidKey(
             "What was given with -r is not a recipient.",
-            hint="A recipient is the line hpke-…:… that keygen prints.",
+            hint="A recipient is the line hpke-…:… that keygen prints, or the URL of a key in a key server.",
         )
     return text
 

@@ -1,8 +1,9 @@
 """From what a caller calls a key (a path, a URI, bytes, an object, a list) to identities and recipients.
 
-Schemes other than ``file:`` and ``env:`` are plugins: entry points of the group
-``strongroom.key_sources``, named after the scheme, each a callable that takes the URI and returns an
-object that is an Identity, a Recipient, or both. They are imported when used.
+``https:`` names a key in a key server, ``unix:`` the socket of a key cache. Schemes other than these,
+``file:`` and ``env:`` are plugins: entry points of the group ``strongroom.key_sources``, named after
+the scheme, each a callable that takes the URI and returns an object that is an Identity, a Recipient,
+or both. They are imported when used.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from strongroom.errors import InvalidKey, NoKey, UsageError, os_errors
 from strongroom.format.limits import MAX_KEY_FILE
 from strongroom.keys import HpkeIdentity, HpkeRecipient, Identity, Recipient, SymmetricKey
 
-__all__ = ["KeySource", "identities", "parse_key", "read_recipients", "recipients"]
+__all__ = ["NO_KEY_HINT", "KeySource", "identities", "parse_key", "read_recipients", "recipients"]
 
 KeySource = (
     str
@@ -36,6 +37,8 @@ _LOOKS_LIKE_KEY: Final = re.compile(
     r"\s*([A-Za-z0-9+/_-]{43}=?|[0-9A-Fa-f]{64}|.*-secret:.*)\s*", re.DOTALL
 )
 _GROUP: Final = "strongroom.key_sources"
+_NO_KEY: Final = "No key was given."
+NO_KEY_HINT: Final = "Give key= (on the command line -k), or set STRONGROOM_KEY_FILE or STRONGROOM_KEY."
 
 
 def parse_key(content: bytes) -> SymmetricKey | HpkeIdentity:
@@ -112,7 +115,7 @@ def _plugin(scheme: str, uri: str) -> Identity | Recipient:
         return source
     raise UsageError(
         f"There is no key source for {scheme}: URIs.",
-        hint="Give a path, file:, env:, an HPKE recipient, or install the plugin for it.",
+        hint="Give a path, file:, env:, https:, unix:, an HPKE recipient, or install the plugin for it.",
     )
 
 
@@ -125,6 +128,14 @@ def _from_text(text: str, environ: Mapping[str, str]) -> Identity | Recipient:
         return _key_from_file(rest.removeprefix("//"))
     if scheme == "env":
         return _from_environment(environ, rest)
+    if scheme == "https":
+        from strongroom.providers.keyserver.source import key_server_key
+
+        return key_server_key(text, environ)
+    if scheme == "unix":
+        from strongroom.providers.unix_socket import KeyCache
+
+        return KeyCache(text)
     if scheme.endswith("-secret"):
         return _key_from_file(text)  # refuses, without repeating it
     if scheme.startswith("hpke-"):
@@ -132,7 +143,8 @@ def _from_text(text: str, environ: Mapping[str, str]) -> Identity | Recipient:
     return _plugin(scheme, text)
 
 
-def _default(environ: Mapping[str, str]) -> SymmetricKey | HpkeIdentity:
+def _default(environ: Mapping[str, str]) -> SymmetricKey | HpkeIdentity | None:
+    """The key that the environment says; None where it says none."""
     value, path = environ.get("STRONGROOM_KEY"), environ.get("STRONGROOM_KEY_FILE")
     if value and path:
         raise UsageError(
@@ -140,18 +152,11 @@ def _default(environ: Mapping[str, str]) -> SymmetricKey | HpkeIdentity:
         )
     if value:
         return _from_environment(environ, "STRONGROOM_KEY")
-    if path:
-        return _key_from_file(path)
-    raise NoKey(
-        "No key was given.",
-        hint="Give key= (on the command line -k), or set STRONGROOM_KEY_FILE or STRONGROOM_KEY.",
-    )
+    return _key_from_file(path) if path else None
 
 
-def _resolve(key: KeySource | None, environ: Mapping[str, str]) -> Iterable[Identity | Recipient]:
-    if key is None:
-        yield _default(environ)
-    elif isinstance(key, str):
+def _resolve(key: KeySource, environ: Mapping[str, str]) -> Iterable[Identity | Recipient]:
+    if isinstance(key, str):
         yield _from_text(key, environ)
     elif isinstance(key, os.PathLike):
         yield _key_from_file(key)
@@ -173,14 +178,25 @@ def _resolve(key: KeySource | None, environ: Mapping[str, str]) -> Iterable[Iden
         )
 
 
-def identities(key: KeySource | None, environ: Mapping[str, str] = os.environ) -> list[Identity]:
-    """Those who can open; None means what the environment says.
+def identities(
+    key: KeySource | None, environ: Mapping[str, str] = os.environ, *, hint: str = NO_KEY_HINT
+) -> list[Identity]:
+    """Those who can open; None means what the environment says, and else the key server that the
+    header of the model names.
+
+    Args:
+        hint: what to advise where no key was given, and the model names no key server.
 
     Raises:
         NoKey, InvalidKey, UsageError, NotFound: there are none, or one cannot be used.
     """
+    given: KeySource | None = _default(environ) if key is None else key
+    if given is None:
+        from strongroom.providers.keyserver.source import KeyOfHeader
+
+        return [KeyOfHeader(NoKey(_NO_KEY, hint=hint), environ)]
     found = []
-    for one in _resolve(key, environ):
+    for one in _resolve(given, environ):
         if not isinstance(one, Identity):
             raise InvalidKey(
                 f"{one!r} is a recipient: it can seal and not open.",
@@ -202,9 +218,11 @@ def recipients(
     Raises:
         NoKey, InvalidKey, UsageError, NotFound: there are none, or one cannot be used.
     """
-    given = [one for one in (key, public) if one is not None]
+    given: KeySource | None = [one for one in (key, public) if one is not None] or _default(environ)
+    if given is None:
+        raise NoKey(_NO_KEY, hint=NO_KEY_HINT)
     found = []
-    for one in _resolve(given or None, environ):
+    for one in _resolve(given, environ):
         if not isinstance(one, Recipient):
             raise InvalidKey(f"{one!r} can open and not seal.")
         found.append(one)

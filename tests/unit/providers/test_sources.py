@@ -9,6 +9,7 @@ import strongroom
 from strongroom import HpkeIdentity, HpkeRecipient, Passphrase, SecretBytes, SymmetricKey
 from strongroom.crypto.hpke import X25519
 from strongroom.errors import InvalidKey, NoKey, NotFound, StrongroomError, UsageError
+from strongroom.format.header import Header
 from strongroom.providers.sources import identities, parse_key, read_recipients, recipients
 
 RAW = bytes(range(32))
@@ -105,9 +106,13 @@ class TestRefusals:
         return caught.value
 
     def test_no_key(self):
-        error = self.check(lambda: identities(None, {}), NoKey)
-        assert "STRONGROOM_KEY_FILE" in error.hint
-        self.check(lambda: identities(None, {"STRONGROOM_KEY": ""}), NoKey)
+        # Only the header can say that the key is in a key server.
+        header = Header(bytes(16), "m", recipients=({"alg": "A256KW"},))
+        for environ in ({}, {"STRONGROOM_KEY": ""}):
+            (nobody,) = identities(None, environ)
+            error = self.check(lambda nobody=nobody: nobody.unwrap(header), NoKey, "No key was given")
+            assert "STRONGROOM_KEY_FILE" in error.hint
+        self.check(lambda: recipients(None, None, {}), NoKey, "No key was given")
         self.check(lambda: identities([]), NoKey)
         self.check(lambda: identities([[], ()]), NoKey)
         self.check(lambda: recipients([]), NoKey)

@@ -92,7 +92,8 @@ class Profile:
         attester: how evidence is collected here, such as ``tsm`` or ``tpm``; None collects none.
         client_certificate, client_key: paths, PEM, for mTLS.
         token_file: path of a token.
-        overridden: the environment said to ask this server, whatever a sealed file names.
+        chosen: the environment said to ask this server, whatever a sealed file names.
+        reached_at: URL at which it is reached instead of ``url``.
     """
 
     url: str
@@ -105,7 +106,8 @@ class Profile:
     client_certificate: str | None = None
     client_key: str | None = None
     token_file: str | None = None
-    overridden: bool = False
+    chosen: bool = False
+    reached_at: str | None = None
 
     @classmethod
     def parse(cls, members: Mapping[str, Any], folder: str = "") -> Profile:
@@ -148,9 +150,14 @@ class Profile:
             token_file=paths["token_file"],
         )
 
+    @property
+    def address(self) -> str:
+        """The URL to connect to."""
+        return self.reached_at or self.url
+
     def answers_for(self, uri: str) -> bool:
         """Whether what a sealed file or a caller names is this server."""
-        if self.overridden or uri == self.server_id:
+        if self.chosen or uri == self.server_id:
             return True
         try:
             return server_url(uri) == self.url
@@ -219,14 +226,14 @@ def find_profile(uri: str | None = None, environ: Mapping[str, str] = os.environ
     if not place:
         profile = _from_default_place(environ)
     elif place.startswith("https:"):
-        profile = replace(_from_default_place(environ), url=server_url(place), overridden=True)
+        profile = replace(_from_default_place(environ), reached_at=server_url(place), chosen=True)
     elif place.startswith("unix:"):
         raise UsageError(
             f"{VARIABLE} names a key cache, which opens models and does nothing else.",
             hint="To seal or to administer, set it to the profile of the key server.",
         )
     else:
-        profile = replace(read_profile(place), overridden=True)
+        profile = replace(read_profile(place), chosen=True)
     if uri is not None and not profile.answers_for(uri):
         raise NoKey(
             f"The key is in the key server {uri}, of which there is no profile here.",

@@ -108,7 +108,7 @@ class Transport:
         chance: Callable[[], float] = random.random,
     ) -> None:
         self.profile = profile
-        parts = urlsplit(profile.url)
+        parts = urlsplit(profile.address)
         self._host, self._port = parts.hostname or "", parts.port or 443
         self._context = _context(profile)
         self._timeout = timeout
@@ -205,7 +205,7 @@ class Transport:
         except ssl.SSLCertVerificationError as error:
             connection.close()
             raise UntrustedAnswer(
-                f"{self.profile.url} has a certificate that the profile of the key server does not "
+                f"{self.profile.address} has a certificate that the profile of the key server does not "
                 f"vouch for: {error.verify_message}.",
                 hint="If the server was set up anew, fetch its profile from its owner again.",
             ) from None
@@ -217,7 +217,7 @@ class Transport:
     def _unreachable(self, error: Exception) -> ServerUnavailable:
         reason = error.strerror if isinstance(error, OSError) and error.errno else str(error)
         return ServerUnavailable(
-            f"The key server {self.profile.url} does not answer: {(reason or 'no reason').lower()}.",
+            f"The key server {self.profile.address} does not answer: {(reason or 'no reason').lower()}.",
             hint="Look whether it runs, and whether this machine can reach it.",
         )
 
@@ -272,7 +272,7 @@ class Transport:
             return {}
         if body is None:
             raise ServerUnavailable(
-                f"{self.profile.url} does not answer as a key server does.",
+                f"{self.profile.address} does not answer as a key server does.",
                 hint="Look at the URL in the profile, and at what stands between.",
             )
         return body
