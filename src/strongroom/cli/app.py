@@ -10,12 +10,18 @@ import typer
 from strongroom import __version__
 from strongroom.cli import (
     attest,
+    audit,
     bench,
     inspect,
     keygen,
+    keys,
+    keyserver,
+    nodes,
     plumbing,
+    policy,
     rewrap,
     seal,
+    tokens,
     transfer,
     unseal,
     verify,
@@ -81,5 +87,6 @@ def program(
 
 for _module in (keygen, seal, unseal, inspect, verify, rewrap, transfer, bench):
     _module.register(app)
-app.add_typer(attest.app)
+for _group in (attest, policy, keyserver, keys, audit, nodes, tokens):
+    app.add_typer(_group.app)
 app.add_typer(plumbing.app)
