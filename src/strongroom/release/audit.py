@@ -16,7 +16,7 @@ from typing import Any, Final
 from strongroom.errors import AuditBroken
 from strongroom.format.encoding import canonical_json
 
-__all__ = ["GENESIS", "Head", "record_hash", "verify_chain"]
+__all__ = ["GENESIS", "Head", "hash_of", "record_hash", "verify_chain"]
 
 _DOMAIN: Final = b"strongroom/v1/audit\x00"
 _NEEDED: Final = frozenset({"v", "store", "sequence", "previous", "time", "event", "details", "hash"})
@@ -40,8 +40,12 @@ def record_hash(record: Mapping[str, Any]) -> str:
     Raises:
         ValueError: the record has no canonical form.
     """
-    content = {name: value for name, value in record.items() if name != "hash"}
-    return hashlib.sha256(_DOMAIN + canonical_json(content)).hexdigest()
+    return hash_of(canonical_json({name: value for name, value in record.items() if name != "hash"}))
+
+
+def hash_of(content: bytes) -> str:
+    """The hash of a record in canonical form, without its hash."""
+    return hashlib.sha256(_DOMAIN + content).hexdigest()
 
 
 def verify_chain(

@@ -12,7 +12,7 @@ from sqlalchemy import Connection, Row, insert, select
 from strongroom.errors import AuditBroken
 from strongroom.format.encoding import canonical_json
 from strongroom.keyserver.store.tables import audit, micros, moment
-from strongroom.release.audit import GENESIS, Head, record_hash
+from strongroom.release.audit import GENESIS, Head, hash_of
 
 __all__ = ["AuditLog", "latest", "read_records", "record_at"]
 
@@ -81,14 +81,15 @@ class AuditLog:
         }
         if revision is not None:
             record["revision"] = revision
-        digest = record_hash(record)
+        content = canonical_json(record)
+        digest = hash_of(content)
         self._rows.append(
             {
                 "sequence": record["sequence"],
                 "time": micros(self._time),
                 "revision": revision,
                 "hash": digest,
-                "record": canonical_json(record).decode(),
+                "record": content.decode(),
             }
         )
         self.head = Head(self.head.sequence + 1, digest)

@@ -36,12 +36,12 @@ from strongroom.keyserver.store.schema import migrate
 from strongroom.keyserver.store.state import sign_state
 from strongroom.release.audit import GENESIS, Head, verify_chain
 
-__all__ = ["CLOCK_TOLERANCE", "Core", "Transaction"]
+__all__ = ["CLOCK_TOLERANCE", "SECRETS", "Core", "Transaction", "check_kek", "secret_aad"]
 
 CLOCK_TOLERANCE: Final = timedelta(seconds=30)
 """Clocks of replicas with NTP differ by milliseconds; one that is further behind was set back."""
 
-_SECRETS: Final = ("signing", "registration", "challenge", "tokens")
+SECRETS: Final = ("signing", "registration", "challenge", "tokens")
 _SECRET_SIZE: Final = 32
 _WRITERS: Final = ("operator", "owner")
 
@@ -234,14 +234,10 @@ class Core:
     def _transaction(self) -> Iterator[Transaction]:
         """A writing transaction; its records are the last thing that it writes."""
         with self._database.writing() as connection:
-            row = connection.execute(select(tables.store)).one()
-            if row.kek != self._kek.id:
-                raise Unavailable(
-                    "The keys were moved to another root key.", hint="Start this server with that one."
-                )
+            revision = check_kek(connection, self._kek)
             now = self._clock()
             log = AuditLog(connection, self.id, self.test, now)
-            transaction = Transaction(connection, log, now, row.revision)
+            transaction = Transaction(connection, log, now, revision)
             yield transaction
             log.flush()
         # Remembered before anybody is told: whatever was acknowledged is behind the anchor.
@@ -270,7 +266,7 @@ class Core:
         return SecretBytes(self._secret(name).buffer)
 
     def _secret(self, name: str) -> SecretBytes:
-        if name not in _SECRETS:
+        if name not in SECRETS:
             raise UsageError(f"There is no secret {name}.")
         with self._secrets_lock:
             if name not in self._secrets:
@@ -297,13 +293,27 @@ class Core:
         self.close()
 
 
+def check_kek(connection: Connection, kek: RootKek) -> int:
+    """The revision, once it is sure that the database is still under this root key.
+
+    Raises:
+        Unavailable: it was moved to another one meanwhile.
+    """
+    row = connection.execute(select(tables.store.c.kek, tables.store.c.revision)).one()
+    if row.kek != kek.id:
+        raise Unavailable(
+            "The keys were moved to another root key.", hint="Start this server with that one."
+        )
+    return int(row.revision)
+
+
 def secret_aad(store_id: str, test: bool, name: str) -> bytes:
     """What a secret of the server is wrapped with: it belongs to this store and has this name."""
     return canonical_json({"store": store_id, "test": test, "secret": name})
 
 
 def _fill(connection: Connection, store_id: str, kek: RootKek, now: datetime, test: bool) -> None:
-    for name in _SECRETS:
+    for name in SECRETS:
         with SecretBytes.random(_SECRET_SIZE) as secret:
             wrapped = kek.wrap(secret, secret_aad(store_id, test, name))
             if name == "signing":

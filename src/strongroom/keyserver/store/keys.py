@@ -18,7 +18,7 @@ from strongroom.errors import (
     UsageError,
 )
 from strongroom.format.encoding import canonical_json
-from strongroom.keyserver.store.core import Core
+from strongroom.keyserver.store.core import Core, check_kek
 from strongroom.keyserver.store.dek_cache import DekCache
 from strongroom.keyserver.store.records import STATES, Actor, KeyRecord
 from strongroom.keyserver.store.tables import keys, leases, micros, moment
@@ -75,7 +75,7 @@ class KeyRegister(Core):
         self._deks.clear()
         super().close()
 
-    def _aad(self, record: KeyRecord) -> bytes:
+    def _aad(self, record: KeyRecord | Row[Any]) -> bytes:
         return key_aad(
             self.id,
             self.test,
@@ -206,14 +206,16 @@ class KeyRegister(Core):
         return self._deks.get(aad, lambda: self._unwrapped(record, aad))
 
     def _unwrapped(self, record: KeyRecord, aad: bytes) -> SecretBytes:
+        kek = self._kek
         with self._database.reading() as connection:
+            check_kek(connection, kek)
             query = select(keys.c.wrapped).where(
                 keys.c.name == record.name, keys.c.version == record.version
             )
             row = connection.execute(query).first()
         if row is None:
             raise _no_key(record.name, record.version)
-        dek = self._kek.unwrap(row.wrapped or b"", aad)
+        dek = kek.unwrap(row.wrapped or b"", aad)
         if len(dek) != DEK_SIZE:
             raise HeaderTampered("What is wrapped is no key.")
         return dek

@@ -9,11 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, func, select, update
+from sqlalchemy import Connection, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
-from strongroom.errors import UsageError
-from strongroom.format.encoding import canonical_json
 from strongroom.keyserver.store.core import CLOCK_TOLERANCE, Core, Transaction
 from strongroom.keyserver.store.records import Grant, ReleaseOutcome, ReleaseWrite
 from strongroom.keyserver.store.tables import challenges, leases, micros, nodes
@@ -65,18 +63,11 @@ class ReleaseBook(Core):
         used, also where everything is refused; leases and audit record are written.
 
         Exceptions of the future: Unavailable, where the database does not answer, or where the clock
-        of this server was set back.
+        of this server was set back; UsageError, where the write cannot be recorded.
 
         Raises:
-            UsageError: the write cannot be recorded.
             Unavailable: the store is closed.
         """
-        try:
-            canonical_json(dict(write.audit))
-            for grant in write.grants:
-                json.dumps(list(grant.claims), allow_nan=False)
-        except (ValueError, TypeError) as error:
-            raise UsageError(f"What is to be recorded {error}.") from None
         return self._writer.submit(write)
 
     def end_leases(self, ids: Sequence[str], now: datetime | None = None) -> None:
@@ -155,13 +146,17 @@ def _use(transaction: Transaction, wanted: Mapping[bytes, ReleaseWrite]) -> set[
     """Use challenges: those that nobody has used before."""
     if not wanted:
         return set()
+    query = select(challenges.c.challenge).where(challenges.c.challenge.in_(wanted))
+    used = {bytes(one) for one in transaction.connection.execute(query).scalars()}
     rows = [
         {"challenge": challenge, "expires": micros(write.challenge_expires)}
         for challenge, write in wanted.items()
+        if challenge not in used
     ]
-    query = _insert(transaction.connection, challenges).values(rows).on_conflict_do_nothing()
-    found = transaction.connection.execute(query.returning(challenges.c.challenge)).scalars()
-    return {bytes(challenge) for challenge in found}
+    if rows:
+        # Alone in the database here; and the primary key would refuse what should be impossible.
+        transaction.connection.execute(insert(challenges), rows)
+    return set(wanted) - used
 
 
 def _over_the_limit(transaction: Transaction, writes: Sequence[ReleaseWrite]) -> set[str]:
@@ -226,13 +221,14 @@ def _write_leases(
         }
         for write, grant in granted.values()
     ]
-    query = _insert(transaction.connection, leases).values(rows)
+    query = _insert(transaction.connection, leases)
     keyed = ("name", "version", "platform")
     transaction.connection.execute(
         query.on_conflict_do_update(
             index_elements=keyed,
             set_={name: query.excluded[name] for name in rows[0] if name not in keyed},
-        )
+        ),
+        rows,
     )
     _seen(transaction, {platform for _, _, platform in granted})
 
@@ -243,7 +239,7 @@ def _seen(transaction: Transaction, platforms: set[str]) -> None:
         {"platform": one, "evicted": False, "first_seen": now, "last_seen": now}
         for one in sorted(platforms)
     ]
-    query = _insert(transaction.connection, nodes).values(rows)
+    query = _insert(transaction.connection, nodes)
     transaction.connection.execute(
         query.on_conflict_do_update(
             index_elements=["platform"],
@@ -251,7 +247,8 @@ def _seen(transaction: Transaction, platforms: set[str]) -> None:
                 "last_seen": query.excluded.last_seen,
                 "first_seen": func.coalesce(nodes.c.first_seen, query.excluded.first_seen),
             },
-        )
+        ),
+        rows,
     )
 
 

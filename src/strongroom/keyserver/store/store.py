@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from strongroom.keyserver.store.audit_log import latest, read_records
+from strongroom.keyserver.store.maintenance import Maintenance
 from strongroom.keyserver.store.nodes import NodeRegister
 from strongroom.keyserver.store.renewals import Renewals
 from strongroom.keyserver.store.tokens import TokenRegister
@@ -14,7 +15,7 @@ __all__ = ["Store"]
 _MAX_RECORDS = 1000
 
 
-class Store(Renewals, NodeRegister, TokenRegister):
+class Store(Renewals, NodeRegister, TokenRegister, Maintenance):
     """Keys, policies, leases, tokens and their audit trail, in one database; safe for threads and replicas.
 
     :meth:`create` makes one, the constructor opens it; see :class:`.Core` for their arguments.

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from typing import Any, Final
 
-from strongroom.errors import StrongroomError, Unavailable
+from strongroom.errors import StrongroomError, Unavailable, UsageError
 
 __all__ = ["Writer"]
 
@@ -104,4 +104,6 @@ class Writer:
 def _passed_on(error: Exception) -> Exception:
     if isinstance(error, StrongroomError):
         return error
+    if isinstance(error, ValueError | TypeError):
+        return UsageError(f"What is to be written cannot be recorded: {error}.")
     return Unavailable(f"The write failed ({type(error).__name__}).")

@@ -123,4 +123,5 @@ def upgrade() -> None:
         postgresql_where=sa.text("status <> 'rejected'"),
     )
     op.create_index("leases_of_a_platform", "leases", ["platform"])
+    op.create_index("holders", "leases", ["name", "platform", "ended", "not_after"])
     op.create_index("revisions", "audit", ["revision"])
