@@ -69,9 +69,7 @@ def test_lint_says_every_error(cli, policy):
     name = policy({"kind": "tdx", "mr_td": "*", "rtmr": {}}, {"kind": "snp"}, nonsense=1)
     result = cli("policy", "lint", name)
     assert result.code == 6
-    assert result.error().startswith(
-        "The policy is not valid: any[0].rtmr "
-    ) or result.error().startswith("The policy is not valid: any[0].mr_td ")
+    assert result.error().startswith("The policy is not valid: any[0].mr_td ")
     assert result.hint() == "3 more errors."
     assert {line.split()[1] for line in lines(result.out)[1:]} == {
         "any[0].mr_td",

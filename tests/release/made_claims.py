@@ -69,6 +69,7 @@ VALUES = {
         "product": "Genoa",
         "signer": "vcek",
         "csp_id": "AWS",
+        "revocation": "checked",
         "tcb": {
             "committed": {"bootloader": 10, "tee": 0, "snp": 23, "microcode": 72},
             "launch": {"bootloader": 10, "tee": 0, "snp": 24, "microcode": 73},
@@ -162,6 +163,7 @@ _SNP = {
     "product": ["Genoa"],
     "signer": "vcek",
     "csp_id": "AWS",
+    "revocation": "checked",
     "min_tcb": {"of": "committed", "bootloader": 10, "snp": 23, "microcode": 72},
     "platforms": [PLATFORM["snp"]],
 }

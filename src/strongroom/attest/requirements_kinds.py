@@ -142,6 +142,7 @@ _SNP_MEMBERS: Final[Mapping[str, Member]] = {
     "product": one_of(choice("Milan", "Genoa", "Turin"), "product"),
     "signer": one_of(choice("vcek", "vlek"), "signer"),
     "csp_id": one_of(text, "csp_id"),
+    "revocation": one_of(choice("checked"), "revocation"),
     "min_tcb": min_tcb,
     "platforms": platforms(_PLATFORM),
 }
