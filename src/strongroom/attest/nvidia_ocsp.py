@@ -16,11 +16,18 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, ExtensionOID
 
 from strongroom.attest.certificates import check_chain
 from strongroom.attest.endorsements import EndorsementSource, Wanted
-from strongroom.errors import MissingEndorsement, NotAuthentic
+from strongroom.errors import MalformedEvidence, MissingEndorsement, NotAuthentic
 
 __all__ = ["check_revocation", "ocsp_request", "verify_response"]
 
-_UNUSABLE = (ValueError, TypeError, InvalidSignature, UnsupportedAlgorithm, x509.ExtensionNotFound)
+_UNUSABLE = (
+    ValueError,
+    TypeError,
+    InvalidSignature,
+    UnsupportedAlgorithm,
+    x509.ExtensionNotFound,
+    MalformedEvidence,
+)
 """What a response that is none, or not signed as it should be, may raise."""
 
 
