@@ -113,6 +113,8 @@ def test_lint_of_toml(cli, here):
         0,
         ["warning not_after: The policy has ended: it releases nothing."],
     )
+    earlier = cli("policy", "lint", "p.toml", "--at", "2019-12-31T00:00:00Z")
+    assert lines(earlier.out)[1:] == ["no remarks"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from strongroom.cli.verb import Group, Json, flag, verb
 from strongroom.errors import InvalidPolicy, NotAcceptable
 from strongroom.release.lint import Remark
 from strongroom.release.lint import lint as remarks_on
+from strongroom.release.messages import parse_time
 from strongroom.release.policy import Policy
 
 __all__ = ["app"]
@@ -55,6 +56,7 @@ def lint(
             help="Another policy of the same server: two must not be about one key. Can be repeated.",
         ),
     ] = None,
+    at: policy_try.At = None,
     strict: Annotated[bool, flag("--strict", help="Take warnings for errors.")] = False,
     json: Json = False,
 ) -> None:
@@ -65,7 +67,8 @@ def lint(
     """
     document = read_document(file)
     others = [read_policy(one) for one in beside or ()]
-    remarks = remarks_on(document, now=datetime.now(UTC), others=others)
+    now = datetime.now(UTC) if at is None else parse_time(at, "--at")
+    remarks = remarks_on(document, now=now, others=others)
     errors = [remark for remark in remarks if remark.level == "error"]
     policy = None if errors else Policy.parse(document)
     if json:

@@ -28,7 +28,7 @@ from strongroom.release.messages import parse_time
 from strongroom.release.policy import Policy
 from strongroom.release.stored_claims import claims_from_json
 
-__all__ = ["File", "register"]
+__all__ = ["At", "File", "register"]
 
 _TEST_EXAMPLES = """
 strongroom policy test llama.json --evidence evidence.json
@@ -76,7 +76,7 @@ _Endorsements = Annotated[
         help="What vouches for the first evidence: certificates, CRLs, collateral. Can be repeated.",
     ),
 ]
-_At = Annotated[
+At = Annotated[
     str | None,
     typer.Option(
         "--at",
@@ -173,7 +173,7 @@ def policy_test(
     claims: _Claims = None,
     endorsements: _Endorsements = None,
     config: _Config = None,
-    at: _At = None,
+    at: At = None,
     expect: Annotated[
         _Expected, typer.Option("--expect", help="What the policy should do.")
     ] = _Expected.allow,
@@ -207,7 +207,7 @@ def explain(
     claims: _Claims = None,
     endorsements: _Endorsements = None,
     config: _Config = None,
-    at: _At = None,
+    at: At = None,
     json: Json = False,
 ) -> None:
     """Show claim by claim why a policy allows evidence, or does not.
