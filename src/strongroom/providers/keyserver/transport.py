@@ -257,6 +257,7 @@ class Transport:
                 connection.sock.settimeout(left)
         if connection.sock is not None:
             connection.sock.settimeout(self._timeout)
+        response.close()  # read1 leaves it open at the end in Python 3.11, and the connection busy
         return bytes(content)
 
     def _answer(self, response: http.client.HTTPResponse, raw: bytes) -> dict[str, Any]:
