@@ -48,7 +48,7 @@ _SECONDS: Final = (
 _KINDS: Final = frozenset({*KINDS, "mtls", "oidc", "kubernetes", "none"})
 
 
-disable_created_metrics()  # as many numbers again, which nobody reads
+disable_created_metrics()  # type: ignore[no-untyped-call]  # as many numbers again, which nobody reads
 
 
 def _kind(kind: str) -> str:
