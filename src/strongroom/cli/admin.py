@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Final
 
@@ -71,8 +72,9 @@ class Caller:
     profile: Profile
 
 
-def open_admin(server: str | None, token_file: str | None) -> Caller:
-    """The client for a server.
+@contextmanager
+def open_admin(server: str | None, token_file: str | None) -> Iterator[Caller]:
+    """The client for a server, whose connection is closed in the end.
 
     Raises:
         NotFound: there is no profile.
@@ -86,7 +88,8 @@ def open_admin(server: str | None, token_file: str | None) -> Caller:
         profile = replace(profile, token_file=token_file)
     elif os.environ.get(_TOKEN):
         token = _token(os.environ[_TOKEN])
-    return Caller(AdminClient(Transport(profile), profile, token), profile)
+    with closing(Transport(profile)) as transport:
+        yield Caller(AdminClient(transport, profile, token), profile)
 
 
 def load_profile(server: str | None) -> Profile:

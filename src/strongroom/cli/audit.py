@@ -75,8 +75,9 @@ def tail(
     json: Json = False,
 ) -> None:
     """Show the last audit records. With --json, a record on each line."""
-    admin = open_admin(server, token_file).admin
-    records = admin.audit(max(0, admin.audit_head().sequence - count))
+    with open_admin(server, token_file) as caller:
+        admin = caller.admin
+        records = admin.audit(max(0, admin.audit_head().sequence - count))
     if json:
         for record in records:
             print(json_module.dumps(record))
@@ -148,10 +149,10 @@ def verify(
         with os_errors(shown(records)), open(records, "rb") as file:
             end = _verify_from(records_of(file), known)
     else:
-        caller = open_admin(server, token_file)
-        known = [head for path in anchor or () for head in _heads(path, caller.profile)]
-        known.append(caller.admin.audit_head())
-        end = verify_chain(caller.admin.audit_from(), known=known)
+        with open_admin(server, token_file) as caller:
+            known = [head for path in anchor or () for head in _heads(path, caller.profile)]
+            known.append(caller.admin.audit_head())
+            end = verify_chain(caller.admin.audit_from(), known=known)
     if json:
         print_json({"whole": True, "records": end.sequence, "hash": end.hash, "heads": len(known)})
         return
@@ -180,10 +181,10 @@ def export(
     quiet: Quiet = False,
 ) -> None:
     """Write audit records, canonical JSON, one on each line, for audit verify and other programs."""
-    caller = open_admin(server, token_file)
-    signed = caller.admin.signed_head()
-    audit_head_of(signed, caller.profile)
-    count = _export(caller, output, after, force)
+    with open_admin(server, token_file) as caller:
+        signed = caller.admin.signed_head()
+        audit_head_of(signed, caller.profile)
+        count = _export(caller, output, after, force)
     if head is not None:
         _write(head, canonical_json(signed) + b"\n", force)
     if not quiet and output != "-":

@@ -92,9 +92,8 @@ def add(
     """
     wanted = KeyName.parse(name)
     described = parse_pairs(meta, "--meta")
-    caller = open_admin(server, token_file)
     identities = opener(key, passphrase, passphrase_fd)()
-    with open_model(sealed, lambda: identities) as model:
+    with open_admin(server, token_file) as caller, open_model(sealed, lambda: identities) as model:
         keys = ModelKeys(unwrap(model.header, identities), model.bundle)
         try:
             record = caller.admin.add_key(wanted, model.bundle, keys.dek, described)
@@ -114,7 +113,8 @@ def list_keys(
 ) -> None:
     """List keys and their versions."""
     wanted = None if name is None else KeyName.parse(name).name
-    found = open_admin(server, token_file).admin.keys(wanted)
+    with open_admin(server, token_file) as caller:
+        found = caller.admin.keys(wanted)
     print_rows(found, _COLUMNS, json, "keys")
 
 
@@ -123,9 +123,11 @@ def show(
 ) -> None:
     """Show a version of a key, the current one if none is named. The key itself is never shown."""
     wanted = KeyName.parse(name)
+    with open_admin(server, token_file) as caller:
+        listed = caller.admin.keys(wanted.name)
     found = [
         one
-        for one in open_admin(server, token_file).admin.keys(wanted.name)
+        for one in listed
         if one.get("version") == wanted.version or (wanted.version is None and one.get("current"))
     ]
     if not found:
@@ -147,7 +149,8 @@ def rotate(
 
     Older active versions become deprecated: they are released still, where a policy allows it.
     """
-    record = open_admin(server, token_file).admin.rotate(KeyName.parse(name))
+    with open_admin(server, token_file) as caller:
+        record = caller.admin.rotate(KeyName.parse(name))
     _print_key(record, "is the current version", json)
 
 
@@ -164,9 +167,9 @@ def revoke(
     Who has it keeps it until the end of his lease.
     """
     key = _versioned(name)
-    caller = open_admin(server, token_file)
     confirm(f"Machines that need {key} stop when their leases end.", yes)
-    _print_key(caller.admin.set_state(key, "revoked", reason), "is revoked", json)
+    with open_admin(server, token_file) as caller:
+        _print_key(caller.admin.set_state(key, "revoked", reason), "is revoked", json)
 
 
 def destroy(
@@ -179,9 +182,9 @@ def destroy(
 ) -> None:
     """Erase a version for ever. What it opens stays closed, unless somebody else has the key."""
     key = _versioned(name)
-    caller = open_admin(server, token_file)
     confirm(f"{key} cannot be had back.", yes, word=str(key))
-    _print_key(caller.admin.set_state(key, "destroyed", reason), "is destroyed", json)
+    with open_admin(server, token_file) as caller:
+        _print_key(caller.admin.set_state(key, "destroyed", reason), "is destroyed", json)
 
 
 verb(

@@ -42,7 +42,8 @@ app = typer.Typer(
 
 def list_nodes(server: Server = None, token_file: TokenFile = None, json: Json = False) -> None:
     """List the machines that got keys, and those that were evicted."""
-    print_rows(open_admin(server, token_file).admin.nodes(), _COLUMNS, json, "nodes")
+    with open_admin(server, token_file) as caller:
+        print_rows(caller.admin.nodes(), _COLUMNS, json, "nodes")
 
 
 def evict(
@@ -54,9 +55,9 @@ def evict(
     json: Json = False,
 ) -> None:
     """Give a machine no key and no renewal from now on. It keeps what it has until its leases end."""
-    caller = open_admin(server, token_file)
     confirm(f"{platform} stops when its leases end.", yes)
-    caller.admin.evict(platform, reason)
+    with open_admin(server, token_file) as caller:
+        caller.admin.evict(platform, reason)
     _done(platform, evicted=True, json=json)
 
 
@@ -64,7 +65,8 @@ def admit(
     platform: _Platform, server: Server = None, token_file: TokenFile = None, json: Json = False
 ) -> None:
     """Let an evicted machine ask for keys again."""
-    open_admin(server, token_file).admin.admit(platform)
+    with open_admin(server, token_file) as caller:
+        caller.admin.admit(platform)
     _done(platform, evicted=False, json=json)
 
 

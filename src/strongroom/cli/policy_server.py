@@ -61,7 +61,8 @@ def put(file: _File, server: Server = None, token_file: TokenFile = None, json: 
     only rise; nothing is overwritten.
     """
     policy = read_policy(file)
-    _status(open_admin(server, token_file).admin.put_policy(policy.to_json()), json)
+    with open_admin(server, token_file) as caller:
+        _status(caller.admin.put_policy(policy.to_json()), json)
 
 
 def show(
@@ -74,14 +75,15 @@ def show(
     json: Json = False,
 ) -> None:
     """Show a policy, the version in force if none is named, as JSON; or list them all."""
-    admin = open_admin(server, token_file).admin
-    if name is None:
-        print_rows(admin.policies(), _COLUMNS, json, "policies")
-        return
-    wanted = KeyName.parse(name)
+    wanted = None if name is None else KeyName.parse(name)
+    with open_admin(server, token_file) as caller:
+        if wanted is None:
+            print_rows(caller.admin.policies(), _COLUMNS, json, "policies")
+            return
+        versions = caller.admin.policy_history(wanted.name)
     found = [
         one
-        for one in admin.policy_history(wanted.name)
+        for one in versions
         if one.get("version") == wanted.version
         or (wanted.version is None and one.get("status") == "active")
     ]
@@ -98,7 +100,8 @@ def history(
 ) -> None:
     """List all versions of a policy, oldest first."""
     name = KeyName.parse(id).name
-    print_rows(open_admin(server, token_file).admin.policy_history(name), _COLUMNS, json, "policies")
+    with open_admin(server, token_file) as caller:
+        print_rows(caller.admin.policy_history(name), _COLUMNS, json, "policies")
 
 
 def approve(
@@ -121,9 +124,9 @@ def approve(
     """
     policy = read_policy(file)
     key = _load_key(signing_key)
-    caller = open_admin(server, token_file)
     confirm(f"You approve {policy.id} version {policy.version}, SHA-256 {policy.digest.hex()}.", yes)
-    _status(caller.admin.approve(policy, approver, key), json)
+    with open_admin(server, token_file) as caller:
+        _status(caller.admin.approve(policy, approver, key), json)
 
 
 def approver(signing_key: _KeyFile) -> None:

@@ -80,11 +80,11 @@ def add(
 ) -> None:
     """Make a token. The server tells it once; it goes to a file, and is not printed."""
     end = None if expires is None else parse_time(expires, "--expires")
-    caller = open_admin(server, token_file)
     # Before the server makes a token that nobody could keep.
     file = open_file_output(output, overwrite=False, private=True)
     try:
-        made = caller.admin.add_token(name, role.value, end)
+        with open_admin(server, token_file) as caller:
+            made = caller.admin.add_token(name, role.value, end)
         file.write(str(made["token"]).encode() + b"\n")
         file.commit()
     except BaseException:
@@ -99,7 +99,8 @@ def add(
 
 def list_tokens(server: Server = None, token_file: TokenFile = None, json: Json = False) -> None:
     """List the tokens that are good: whose they are, not what they are."""
-    print_rows(open_admin(server, token_file).admin.tokens(), _COLUMNS, json, "tokens")
+    with open_admin(server, token_file) as caller:
+        print_rows(caller.admin.tokens(), _COLUMNS, json, "tokens")
 
 
 def drop(
@@ -112,9 +113,9 @@ def drop(
     json: Json = False,
 ) -> None:
     """Make a token good for nothing, at once."""
-    caller = open_admin(server, token_file)
     confirm(f"Whoever uses the token {id} is shut out.", yes)
-    caller.admin.drop_token(id)
+    with open_admin(server, token_file) as caller:
+        caller.admin.drop_token(id)
     if json:
         print_json({"id": id, "dropped": True})
     else:
