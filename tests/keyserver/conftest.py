@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from postgres import Postgres, binaries
+from stores import Clock, Store, kek
 
 
 @pytest.fixture(scope="session")
@@ -18,7 +19,21 @@ def postgres():
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 def database_url(request, tmp_path):
-    """The URL of an empty database of either kind."""
+    """The URL of a database of either kind with no store in it."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path}/keyserver.db"
-    return request.getfixturevalue("postgres").database()
+    return request.getfixturevalue("postgres").emptied()
+
+
+@pytest.fixture
+def clock():
+    """A clock that stands."""
+    return Clock()
+
+
+@pytest.fixture
+def store(database_url, clock):
+    """A new store of either kind, for production."""
+    with Store.create(database_url, kek(), clock=clock) as made:
+        made.url = database_url
+        yield made

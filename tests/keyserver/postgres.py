@@ -58,6 +58,7 @@ class Postgres:
         self._settings = settings
         self._user = _user()
         self._numbers = itertools.count(1)
+        self._shared: str | None = None
         self.directory = Path(tempfile.mkdtemp(prefix="strongroom-pg-"))
         if self._user:
             os.chown(self.directory, self._user["user"], self._user["group"])
@@ -115,8 +116,20 @@ class Postgres:
     def _conninfo(self, name: str) -> str:
         return f"host={self.directory} user=postgres dbname={name} connect_timeout=5"
 
-    def database(self) -> str:
-        name = f"keys{next(self._numbers)}"
+    def database(self, name: str | None = None) -> str:
+        name = name or f"keys{next(self._numbers)}"
         with psycopg.connect(self._conninfo("postgres"), autocommit=True) as connection:
             connection.execute(f"CREATE DATABASE {name}")
         return f"postgresql+psycopg://postgres@/{name}?host={self.directory}"
+
+    def emptied(self) -> str:
+        """The URL of one database that is always the same, without the rows of the test before."""
+        if self._shared is None:
+            self._shared = self.database("keys_shared")
+        with psycopg.connect(self._conninfo("keys_shared")) as connection:
+            tables = connection.execute(
+                "SELECT tablename FROM pg_tables WHERE schemaname = 'public' AND tablename <> 'alembic_version'"
+            ).fetchall()
+            for (table,) in tables:
+                connection.execute(f"DELETE FROM {table}")
+        return self._shared
