@@ -11,13 +11,14 @@ import typer
 
 from strongroom.cli.keyring import ask_passphrase, read_passphrase
 from strongroom.cli.terminal import note, plain, print_json
-from strongroom.cli.verb import Group, Json, Quiet, verb
+from strongroom.cli.verb import Group, Json, Quiet
+from strongroom.cli.verb import verb as add_verb
 from strongroom.errors import MissingExtra, NoKey, UsageError
 
 if TYPE_CHECKING:
     from strongroom.crypto.secret import SecretBytes
     from strongroom.keyserver.config import Config
-    from strongroom.keyserver.store import Store
+    from strongroom.keyserver.store import Actor, Store
 
 __all__ = ["app"]
 
@@ -92,6 +93,13 @@ def _store(config: Config, descriptor: int | None) -> Store:
     from strongroom.keyserver.opening import open_store
 
     return open_store(config, _passphrase(config, descriptor))
+
+
+def _console() -> Actor:
+    """Who stands at the machine itself, with its root key."""
+    from strongroom.keyserver.store import Actor
+
+    return Actor("console", "owner", "local")
 
 
 def init(
@@ -263,8 +271,9 @@ def rotate_kek(
     with closing(_store(settings, passphrase_fd)) as store:
         kind, _, place = source.partition(":")
         missing = kind in ("file", "tpm") and not Path(place).exists()
-        store.rotate_kek((create_kek if missing else open_kek)(source, new))
-    note(f"Done. Write into {plain(str(config))}, section [kek]: source = {plain(repr(source))}")
+        count = store.rotate_kek((create_kek if missing else open_kek)(source, new), _console())
+    note(f"Keys under the new root key: {count}.")
+    note(f"Write into {plain(str(config))}, section [kek]: source = {plain(repr(source))}")
 
 
 def change_passphrase(
@@ -328,10 +337,9 @@ def token(
     """
     settings = _load(config)
     from strongroom.keyserver.init import write_new
-    from strongroom.keyserver.store import Actor
 
     with closing(_store(settings, passphrase_fd)) as store:
-        _, made = store.add_token("owner", "owner", None, Actor("console", "owner", "local"))
+        _, made = store.add_token("owner", "owner", None, _console())
     write_new(output, made + "\n")
     note(f"Wrote the token to {plain(str(output))}.")
 
@@ -360,8 +368,15 @@ def renew_certificate(
     note(f"The certificate is good until {end:%Y-%m-%d}.")
 
 
-def accept_head(config: ConfigFile = _DEFAULT, passphrase_fd: PassphraseFd = None) -> None:
-    """Accept the database as it is, after a restore on purpose.
+Reason = Annotated[
+    str, typer.Option("--reason", metavar="TEXT", show_default=False, help="For the audit trail.")
+]
+
+
+def accept_head(
+    reason: Reason, config: ConfigFile = _DEFAULT, passphrase_fd: PassphraseFd = None
+) -> None:
+    """Accept the database as it is, after a restore on purpose; or give this machine an anchor.
 
     A server refuses a database that is older than the anchor of its audit trail. What was written
     since the backup is lost: keys that were revoked then are not revoked now.
@@ -369,8 +384,30 @@ def accept_head(config: ConfigFile = _DEFAULT, passphrase_fd: PassphraseFd = Non
     settings = _load(config)
     from strongroom.keyserver.opening import accept_head as accept
 
-    accept(settings, _passphrase(settings, passphrase_fd))
-    note("Accepted. Look through the audit trail for what is missing, revocations first.")
+    head = accept(settings, _passphrase(settings, passphrase_fd), _console(), reason)
+    note(f"Accepted, up to audit record {head.sequence}. Look for revocations that are missing.")
+
+
+def accept_clock(
+    reason: Reason, config: ConfigFile = _DEFAULT, passphrase_fd: PassphraseFd = None
+) -> None:
+    """Go on with a clock that is behind the audit trail, because it was ahead before.
+
+    A server releases nothing while its clock is behind its own records: it may have been set back.
+    """
+    with closing(_store(_load(config), passphrase_fd)) as store:
+        store.accept_clock(_console(), reason)
+    note("Accepted.")
+
+
+def verify(config: ConfigFile = _DEFAULT, passphrase_fd: PassphraseFd = None) -> None:
+    """Check all of the database: the chain of audit records, the signed state, every wrapped key.
+
+    The server can run meanwhile.
+    """
+    with closing(_store(_load(config), passphrase_fd)) as store:
+        head = store.verify()
+    note(f"All is well, up to audit record {head.sequence}: {head.hash}")
 
 
 _EXAMPLES: Final = {
@@ -389,11 +426,13 @@ strongroom keyserver run -c keys/keyserver.toml --workers 4 --passphrase-fd 3 3<
     "backup": "strongroom keyserver backup -c keys/keyserver.toml keyserver-backup.db",
     "token": "strongroom keyserver token -c keys/keyserver.toml -o owner.token",
     "renew-certificate": "strongroom keyserver renew-certificate -c keys/keyserver.toml",
-    "accept-head": "strongroom keyserver accept-head -c keys/keyserver.toml",
+    "accept-head": "strongroom keyserver accept-head -c keys/keyserver.toml --reason 'disk lost'",
+    "accept-clock": "strongroom keyserver accept-clock -c keys/keyserver.toml --reason 'was ahead'",
+    "verify": "strongroom keyserver verify -c keys/keyserver.toml",
 }
 for _function in (
-    *(init, run, migrate, backup, rotate_kek, change_passphrase),
-    *(token, renew_certificate, accept_head),
+    *(init, run, migrate, backup, verify, rotate_kek, change_passphrase),
+    *(token, renew_certificate, accept_head, accept_clock),
 ):
     _name = _function.__name__.replace("_", "-")
-    verb(app, _name, _function, _EXAMPLES[_name])
+    add_verb(app, _name, _function, _EXAMPLES[_name])

@@ -30,6 +30,8 @@ async def read_object(request: Request, limit: int, *, optional: bool = False) -
         HttpError: 413 larger, 415 not said to be JSON, 400 the client is gone.
         UsageError: not a JSON object.
     """
+    if int(request.headers.get("content-length", 0)) > limit:  # digits: the guard has looked
+        raise too_large(limit)
     data = bytearray()
     try:
         async for chunk in request.stream():

@@ -6,11 +6,13 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from strongroom.crypto.secret import SecretBytes
+from strongroom.errors import UsageError
 from strongroom.keyserver.config import Config, database_url, passphrase_of
 from strongroom.keyserver.kek import RootKek, open_kek
-from strongroom.keyserver.store import Store
+from strongroom.keyserver.store import Actor, Store
+from strongroom.release.audit import Head
 
-__all__ = ["now", "open_root_key", "open_store"]
+__all__ = ["accept_head", "now", "open_root_key", "open_store"]
 
 
 def now() -> datetime:
@@ -29,6 +31,32 @@ def open_root_key(config: Config, passphrase: SecretBytes | None = None) -> Root
         StrongroomError: as :func:`strongroom.keyserver.kek.open_kek`.
     """
     return open_kek(config.kek.source, passphrase or passphrase_of(config))
+
+
+def accept_head(config: Config, passphrase: SecretBytes | None, actor: Actor, reason: str) -> Head:
+    """Go on with a database that is behind its anchor; or give it an anchor.
+
+    Args:
+        config: of the server.
+        passphrase: as for :func:`open_root_key`.
+        actor: who decides it.
+        reason: for the audit trail.
+
+    Raises:
+        UsageError: the configuration names no anchor.
+        StrongroomError: as :meth:`Store.accept_head`.
+    """
+    if config.audit.anchor is None:
+        raise UsageError("The configuration names no anchor.", hint="Set audit.anchor.")
+    return Store.accept_head(
+        database_url(config),
+        open_root_key(config, passphrase),
+        config.audit.anchor,
+        actor,
+        reason,
+        clock=now,
+        allow_test_roots=config.test,
+    )
 
 
 def open_store(
