@@ -13,6 +13,7 @@ from strongroom.cli import (
     audit,
     bench,
     inspect,
+    keycache,
     keygen,
     keys,
     keyserver,
@@ -39,7 +40,7 @@ SRC and DST are paths, URLs such as s3://bucket/model (with the extra "remote"),
 standard input and output of a single file.
 
 Without a key option, the key is the one in the file that STRONGROOM_KEY_FILE names, or the one
-in STRONGROOM_KEY. STRONGROOM_THREADS says how many threads to use.
+in STRONGROOM_KEY, or else in the key server that the model names. STRONGROOM_THREADS says how many threads to use.
 
 Exit codes: 0 done, 2 wrong usage, 3 malformed or unsupported, 4 no key fits, 5 tampered or
 truncated, 6 evidence or policy, 7 unavailable (a retry may help), 70 a bug, 130 interrupted.
@@ -87,6 +88,6 @@ def program(
 
 for _module in (keygen, seal, unseal, inspect, verify, rewrap, transfer, bench):
     _module.register(app)
-for _group in (attest, policy, keyserver, keys, audit, nodes, tokens):
+for _group in (attest, policy, keyserver, keycache, keys, audit, nodes, tokens):
     app.add_typer(_group.app)
 app.add_typer(plumbing.app)

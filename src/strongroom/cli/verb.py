@@ -63,7 +63,8 @@ RecipientOption = Annotated[
         "--recipient",
         metavar="RECIPIENT",
         show_default=False,
-        help="Public key (hpke-…) of somebody who can open it. Can be repeated.",
+        help="Public key (hpke-…) of somebody who can open it, or https:// and a key in a key server. "
+        "Can be repeated.",
     ),
 ]
 RecipientFile = Annotated[

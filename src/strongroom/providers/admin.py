@@ -125,6 +125,7 @@ class AdminClient:
             AlreadyExists: this version is there.
             NotAuthorised: who asks may not do this.
             InvalidKey: the profile's registration key is of a kind that is not known.
+            UntrustedAnswer: the server says that it has registered something else.
         """
         kem = KEMS.get(self._pinned.registration_suite)
         if kem is None:
@@ -141,7 +142,12 @@ class AdminClient:
             "encrypted_key": b64url(sealed),
             "meta": dict(meta or {}),
         }
-        return self._ask("POST", "/v1/keys", body)
+        made = self._ask("POST", "/v1/keys", body)
+        said = (made.get("name"), made.get("bundle"))
+        version = made.get("version")
+        if said != (key.name, b64url(bundle)) or key.version not in (None, version):
+            raise UntrustedAnswer("The key server registered another key than the one it was given.")
+        return made
 
     def keys(self, name: str | None = None) -> list[dict[str, Any]]:
         """Versions of keys, of one name or of all."""

@@ -31,7 +31,7 @@ from strongroom.providers.keyserver.denial import CODES, denied
 from strongroom.providers.keyserver.source import wanted_keys
 from strongroom.release.binding import WantedKey
 
-__all__ = ["MAX_ANSWER", "MAX_REQUEST", "KeyCache", "frame", "socket_path"]
+__all__ = ["MAX_ANSWER", "MAX_REQUEST", "KeyCache", "error_code", "frame", "socket_path"]
 
 MAX_REQUEST: Final = 4096
 """Bytes of a request's JSON: a name has at most 200."""
@@ -199,6 +199,14 @@ def _check_owner(connection: socket.socket, path: str) -> None:
             f"What listens at {path} was put there by user {uid}, in a directory that is not theirs alone.",
             hint="A key cache has a directory of its own, such as /run/strongroom.",
         )
+
+
+def error_code(error: StrongroomError) -> str:
+    """What the cache calls an error; a client raises it as the same class."""
+    for code, kind in _CLASSES.items():
+        if isinstance(error, kind):
+            return code
+    return "unavailable"
 
 
 def _error(said: object, name: object) -> StrongroomError:

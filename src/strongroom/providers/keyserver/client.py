@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 from strongroom.attest.collect import Collector, open_collector
 from strongroom.attest.evidence import Evidence
@@ -21,7 +22,7 @@ from strongroom.release.answer import Lease, Refused, Released, open_answer, ver
 from strongroom.release.binding import Binding, WantedKey
 from strongroom.release.messages import Challenge, ReleaseRequest, parse_time
 
-__all__ = ["Attester", "ReleaseClient", "Renewal", "open_attester"]
+__all__ = ["Answer", "Attester", "ReleaseClient", "Renewal", "boot_seconds", "open_attester"]
 
 _GPU: Final = ",nvidia"
 
@@ -64,18 +65,48 @@ class Renewal:
     code: str = ""
 
 
+_Result = TypeVar("_Result")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer(Generic[_Result]):
+    """What the server signed.
+
+    Attributes:
+        time: the server's.
+        asked_at: seconds of the client's clock just before it was asked.
+        results: in the order of what was asked for.
+    """
+
+    time: datetime
+    asked_at: float
+    results: Sequence[_Result]
+
+
+def boot_seconds() -> float:
+    """Seconds since the machine started, those of suspension too; nobody sets this clock."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
+
+
 class ReleaseClient:
     """Asks one key server for keys.
 
     Args:
         profile: the server, with the key that must have signed its answers.
         attester: collects evidence; None where an identity of the transport is enough.
-        transport: in place of one over the network.
+        transport: in place of one with its defaults.
+        clock: for :attr:`Answer.asked_at`.
     """
 
     def __init__(
-        self, profile: Profile, attester: Attester | None = None, *, transport: Transport | None = None
+        self,
+        profile: Profile,
+        attester: Attester | None = None,
+        *,
+        transport: Transport | None = None,
+        clock: Callable[[], float] = boot_seconds,
     ) -> None:
+        self._clock = clock
         self.profile = profile
         self._attester = attester
         self._transport = transport or Transport(profile)
@@ -89,7 +120,7 @@ class ReleaseClient:
             ServerUnavailable: no answer.
             StrongroomError: no evidence could be collected, or the server answered with this error.
         """
-        _, results = self.ask(wanted)
+        results = self.ask(wanted).results
         released = [one for one in results if isinstance(one, Released)]
         for one in results:
             if isinstance(one, Refused):
@@ -98,11 +129,11 @@ class ReleaseClient:
                 raise denied(one.code, one.wanted.key)
         return released
 
-    def ask(self, wanted: Sequence[WantedKey]) -> tuple[datetime, list[Released | Refused]]:
+    def ask(self, wanted: Sequence[WantedKey]) -> Answer[Released | Refused]:
         """As :meth:`release`, with refusals among the results, and with the server's time."""
         return self._transport.retrying(lambda: self._exchange(wanted))
 
-    def _exchange(self, wanted: Sequence[WantedKey]) -> tuple[datetime, list[Released | Refused]]:
+    def _exchange(self, wanted: Sequence[WantedKey]) -> Answer[Released | Refused]:
         challenge = self._challenge()
         with SecretBytes.random(MLKEM768X25519.secret_size) as secret:
             public = MLKEM768X25519.public_of(secret)
@@ -111,12 +142,13 @@ class ReleaseClient:
             binding = bare.binding(self.profile.server_id)
             evidence = [] if self._attester is None else self._attester.collect(binding)
             request = {**bare.to_json(), "evidence": [one.to_json() for one in evidence]}
+            asked_at = self._clock()
             answer = self._transport.once("POST", "/v1/release", request)
-            time, results = open_answer(answer, binding, secret, self.profile.signing_key)
+            moment, results = open_answer(answer, binding, secret, self.profile.signing_key)
         for one in results:
-            if isinstance(one, Released) and one.lease.not_after <= time:
+            if isinstance(one, Released) and one.lease.not_after <= moment:
                 raise UntrustedAnswer("The key server gives a lease that is over already.")
-        return time, results
+        return Answer(moment, asked_at, results)
 
     def _challenge(self) -> bytes:
         try:
@@ -131,15 +163,19 @@ class ReleaseClient:
             )
         return challenge.challenge
 
-    def renew(self, leases: Sequence[str]) -> tuple[datetime, list[Renewal]]:
-        """Ask for more time; what became of each lease, in order, and the server's time.
+    def renew(self, leases: Sequence[str]) -> Answer[Renewal]:
+        """Ask for more time; what became of each lease.
 
         Raises:
             UntrustedAnswer, ServerUnavailable, StrongroomError: as for :meth:`release`.
         """
+        return self._transport.retrying(lambda: self._renew(leases))
+
+    def _renew(self, leases: Sequence[str]) -> Answer[Renewal]:
         nonce = b64url(os.urandom(32))
         body = {"nonce": nonce, "leases": list(leases)}
-        answer = self._transport.request("POST", "/v1/lease/renew", body)
+        asked_at = self._clock()
+        answer = self._transport.once("POST", "/v1/lease/renew", body)
         payload = verify_signed(answer, self.profile.signing_key)
         said = {name: payload.get(name) for name in ("v", "server_id", "nonce")}
         wrong = UntrustedAnswer("The key server answered another question than the one that was asked.")
@@ -149,10 +185,11 @@ class ReleaseClient:
         if not isinstance(results, list) or len(results) != len(leases):
             raise wrong
         try:
-            time = parse_time(payload.get("time"), "The server's time")
-            return time, [_renewal(one, id) for one, id in zip(results, leases, strict=True)]
+            moment = parse_time(payload.get("time"), "The server's time")
+            found = [_renewal(one, id) for one, id in zip(results, leases, strict=True)]
         except (ValueError, TypeError, KeyError, UsageError):
             raise wrong from None
+        return Answer(moment, asked_at, found)
 
     def end(self, leases: Sequence[str]) -> None:
         """Give leases back.
