@@ -17,7 +17,6 @@ from strongroom.attest.endorsements import Wanted
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.roots import production
 from strongroom.attest.snp import describe
-from strongroom.attest.snp_report import parse_report
 from strongroom.attest.verify import Context, verify
 from strongroom.errors import (
     EvidenceError,
@@ -28,6 +27,7 @@ from strongroom.errors import (
     Unavailable,
 )
 from strongroom.testing.amd import SnpPki
+from strongroom.testing.amd_coco import coco_fields
 
 NOW = datetime(2026, 7, 1, tzinfo=UTC)
 SAMPLES = [name for name, entry in MANIFEST.items() if entry["kind"] == "snp-report"]
@@ -538,74 +538,22 @@ def test_claims_end_with_the_first_thing_that_ends():
 # --- Confidential Containers ------------------------------------------------------------------------
 
 
-def as_json(raw: bytes, chain: object = None) -> dict:
-    """What the agents make of a report, field by field."""
-    turin = parse_report(raw).product is not None and parse_report(raw).product.name == "Turin"
-
-    def number(at, size):
-        return int.from_bytes(raw[at : at + size], "little")
-
-    def tcb(at):
-        if turin:
-            order = {"fmc": 0, "bootloader": 1, "tee": 2, "snp": 3, "microcode": 7}
-            return {name: raw[at + byte] for name, byte in order.items()}
-        order = {"bootloader": 0, "tee": 1, "snp": 6, "microcode": 7}
-        return {"fmc": None, **{name: raw[at + byte] for name, byte in order.items()}}
-
-    def firmware(at):
-        return {"build": raw[at], "minor": raw[at + 1], "major": raw[at + 2]}
-
-    version = number(0, 4)
-    report = {
-        "version": version,
-        "guest_svn": number(0x4, 4),
-        "policy": number(0x8, 8),
-        "family_id": list(raw[0x10:0x20]),
-        "image_id": list(raw[0x20:0x30]),
-        "vmpl": number(0x30, 4),
-        "sig_algo": number(0x34, 4),
-        "current_tcb": tcb(0x38),
-        "plat_info": number(0x40, 8),
-        "key_info": number(0x48, 4),
-        "report_data": list(raw[0x50:0x90]),
-        "measurement": list(raw[0x90:0xC0]),
-        "host_data": list(raw[0xC0:0xE0]),
-        "id_key_digest": list(raw[0xE0:0x110]),
-        "author_key_digest": list(raw[0x110:0x140]),
-        "report_id": list(raw[0x140:0x160]),
-        "report_id_ma": list(raw[0x160:0x180]),
-        "reported_tcb": tcb(0x180),
-        "cpuid_fam_id": raw[0x188] if version > 2 else None,
-        "cpuid_mod_id": raw[0x189] if version > 2 else None,
-        "cpuid_step": raw[0x18A] if version > 2 else None,
-        "chip_id": list(raw[0x1A0:0x1E0]),
-        "committed_tcb": tcb(0x1E0),
-        "current": firmware(0x1E8),
-        "committed": firmware(0x1EC),
-        "launch_tcb": tcb(0x1F0),
-        "launch_mit_vector": number(0x1F8, 8) if version > 4 else None,
-        "current_mit_vector": number(0x200, 8) if version > 4 else None,
-        "signature": {"r": list(raw[0x2A0:0x2E8]), "s": list(raw[0x2E8:0x330])},
-    }
-    return {"attestation_report": report, "cert_chain": chain}
-
-
 @pytest.mark.parametrize("name", SAMPLES)
 def test_a_report_as_json_is_the_same_report(name):
     evidence = recorded(name)
-    data = json.dumps(as_json(evidence.data)).encode()
+    data = json.dumps(coco_fields(evidence.data)).encode()
     expected = verify(evidence, recorded_context(name))
     assert verify(replace(evidence, data=data), recorded_context(name)) == expected
     key, chain = evidence.endorsements
     sent = [{"cert_type": "VCEK", "data": list(key)}]
-    data = json.dumps(as_json(evidence.data, sent)).encode()
+    data = json.dumps(coco_fields(evidence.data, sent)).encode()
     assert verify(Evidence("snp", data, (chain,)), recorded_context(name)) == expected
 
 
 def test_every_member_of_a_report_as_json_counts():
     name = "snp/genoa_v5.bin"
     evidence = recorded(name)
-    whole = as_json(evidence.data)
+    whole = coco_fields(evidence.data)
     for member, value in whole["attestation_report"].items():
         for other in (None, [], {}, "x", -1, 1 << 64, 1.5, True):
             changed = {**whole["attestation_report"], member: other}
@@ -627,10 +575,12 @@ def test_every_member_of_a_report_as_json_counts():
         b'{"attestation_report": null}',
         b'{"attestation_report": [1]}',
         b'{"attestation_report": {}, "attestation_report": {}}',
-        json.dumps({**as_json(read("snp/milan_v3.bin")), "cert_chain": [None]}).encode(),
-        json.dumps({**as_json(read("snp/milan_v3.bin")), "cert_chain": "x"}).encode(),
-        json.dumps({**as_json(read("snp/milan_v3.bin")), "cert_chain": [{"data": [256]}]}).encode(),
-        json.dumps({**as_json(read("snp/milan_v3.bin")), "cert_chain": [{"data": []}] * 33}).encode(),
+        json.dumps({**coco_fields(read("snp/milan_v3.bin")), "cert_chain": [None]}).encode(),
+        json.dumps({**coco_fields(read("snp/milan_v3.bin")), "cert_chain": "x"}).encode(),
+        json.dumps({**coco_fields(read("snp/milan_v3.bin")), "cert_chain": [{"data": [256]}]}).encode(),
+        json.dumps(
+            {**coco_fields(read("snp/milan_v3.bin")), "cert_chain": [{"data": []}] * 33}
+        ).encode(),
     ],
 )
 def test_json_that_is_no_report_is_refused(data):
