@@ -86,7 +86,8 @@ class Web:
         host = parts.hostname or ""
         connection = self._connection(parts.scheme, host, parts.port)
         # The timeout of a socket starts anew with each byte; this one does not.
-        watch = threading.Timer(self._timeout, _cut, [connection])
+        late = threading.Event()
+        watch = threading.Timer(self._timeout, _cut, [connection, late])
         watch.daemon = True
         watch.start()
         try:
@@ -94,8 +95,9 @@ class Web:
             connection.request(method, target, body, dict(headers))
             response = connection.getresponse()
             content = response.read(MAX_ENDORSEMENTS + 1)
-            if len(content) <= MAX_ENDORSEMENTS and not response.isclosed():
-                # A read of a number of bytes does not notice that fewer came than were announced.
+            # A read of a number of bytes does not notice that fewer came than were announced, and
+            # headers or a body that were cut look like their end.
+            if (len(content) <= MAX_ENDORSEMENTS and response.length) or late.is_set():
                 raise http.client.IncompleteRead(b"")
         except (OSError, http.client.HTTPException, ValueError) as error:
             raise Unavailable(
@@ -118,8 +120,9 @@ class Web:
         return http.client.HTTPConnection(host, port, timeout=self._timeout)
 
 
-def _cut(connection: http.client.HTTPConnection) -> None:
+def _cut(connection: http.client.HTTPConnection, late: threading.Event) -> None:
     """End a connection that another thread reads from."""
+    late.set()
     open_socket = connection.sock
     if open_socket is not None:
         with suppress(OSError):
