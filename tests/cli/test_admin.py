@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
-import subprocess
-import time
 from datetime import UTC, datetime
-from pathlib import Path
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -17,7 +13,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from strongroom.format.encoding import b64url
 
-from .conftest import PROGRAM, TIMEOUT, Terminal
+from .conftest import Terminal
+from .keyserver_process import KeyServerProcess, free_port
 
 pytest.importorskip("fastapi", reason="a key server needs the extra [keyserver]")
 
@@ -29,70 +26,10 @@ POLICY = {
 }
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class Server:
-    """A key server of its own, and the files that belong to it."""
-
-    def __init__(self, place: Path) -> None:
-        url = f"https://localhost:{free_port()}"
-        made = subprocess.run(
-            [
-                PROGRAM,
-                "keyserver",
-                "init",
-                place,
-                "--url",
-                url,
-                "--json",
-                "--kek-key-file",
-                f"{place}.kek",
-            ],
-            capture_output=True,
-            check=False,
-        )
-        assert made.returncode == 0, made.stderr.decode()
-        said = json.loads(made.stdout)
-        self.profile = place.parent / "profile.json"
-        shutil.copy(said["profile"], self.profile)
-        self.token = place.parent / "owner.token"
-        shutil.copy(said["token_file"], self.token)
-        self.token.chmod(0o600)
-        self.log = place.with_suffix(".log")
-        with self.log.open("wb") as log:
-            self.process = subprocess.Popen(
-                [PROGRAM, "keyserver", "run", "-c", said["config"]], stdout=log, stderr=log
-            )
-
-    def wait(self) -> None:
-        end = time.monotonic() + TIMEOUT
-        port = int(json.loads(self.profile.read_text())["url"].rpartition(":")[2])
-        while True:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                socket.create_connection(("localhost", port), 1).close()
-                return
-            except OSError:
-                assert time.monotonic() < end, self.log.read_text()
-                time.sleep(0.05)
-
-    def stop(self) -> None:
-        self.process.terminate()
-        self.process.wait(TIMEOUT)
-
-
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    running = Server(tmp_path_factory.mktemp("keyserver") / "server")
-    try:
-        running.wait()
+    with KeyServerProcess(tmp_path_factory.mktemp("keyserver") / "server") as running:
         yield running
-    finally:
-        running.stop()
 
 
 @pytest.fixture(autouse=True)

@@ -59,7 +59,7 @@ def client(server: Server, **pinned: Any) -> AdminClient:
 
 @pytest.mark.parametrize("version", [None, 7])
 def test_a_registered_key_opens_for_its_server_name_version_and_bundle_alone(version):
-    server = Server()
+    server = Server(keys=lambda path, body: {**body, "version": 7})
     dek = SecretBytes(b"\7" * 32)
     client(server).add_key(KeyName("team/llama", version), BUNDLE, dek, {"by": "me"})
     ((method, path, body, token),) = server.asked
@@ -88,6 +88,13 @@ def test_a_registered_key_opens_for_its_server_name_version_and_bundle_alone(ver
     for other in others:
         with pytest.raises(InvalidTag):
             MLKEM768X25519.open(sealed, SECRET, other)
+
+
+@pytest.mark.parametrize("change", [{"name": "other"}, {"bundle": "AA"}, {"version": 8}, {}])
+def test_a_server_that_says_it_registered_something_else_is_not_believed(change):
+    server = Server(keys=lambda path, body: {**body, **change} if change else {})
+    with pytest.raises(UntrustedAnswer, match="another key"):
+        client(server).add_key(KeyName("llama", 7), BUNDLE, SecretBytes(bytes(32)))
 
 
 def test_a_registration_key_that_is_none_is_not_sealed_to():

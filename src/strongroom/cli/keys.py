@@ -88,7 +88,10 @@ def add(
     """Register the key of a sealed model. Without a version, it gets the next one.
 
     The model is opened here with the key options, and its key is sealed for the server, which
-    releases it from then on to machines that its policies accept. The model stays as it is.
+    releases it from then on to machines that its policies accept.
+
+    The model stays as it is, and does not name the server. Where it shall, so that it opens without
+    a key option, use strongroom rewrap SEALED -k KEY -r https://SERVER/NAME --keep in place of this.
     """
     wanted = KeyName.parse(name)
     described = parse_pairs(meta, "--meta")
