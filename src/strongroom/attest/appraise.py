@@ -76,7 +76,7 @@ def rules(claims: Claims, path: str, now: datetime | None, *, test_roots: bool) 
 def _debug(claims: Claims, path: str) -> Finding:
     ok = claims.debug is False and not _says_debug(claims)
     sentence = (
-        "Nobody can look into it." if ok else "It runs in debug mode: others can read its memory."
+        "It is not in debug mode." if ok else "It runs in debug mode: others can read its memory."
     )
     return Finding(ok, f"{path}.debug", not ok, False, sentence)
 

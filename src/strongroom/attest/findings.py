@@ -75,7 +75,7 @@ def lookup(values: Any, claim: Iterable[str]) -> Any:
 
 def value_text(value: Any) -> str:
     """A value of evidence in a sentence."""
-    text = str(value)
+    text = str(value).lower() if isinstance(value, bool) else str(value)
     return text if len(text) <= _LENGTH else text[:_LENGTH] + "…"
 
 

@@ -71,7 +71,8 @@ class Count:
             sentence = "The same device is counted twice, or one has no identity."
             return [Finding(False, self.path, len(found), self.wanted, sentence)]
         ok = len(found) == self.wanted
-        sentence = f"{len(found)} devices are attested" + ("." if ok else f", not {self.wanted}.")
+        many = "1 device is" if len(found) == 1 else f"{len(found)} devices are"
+        sentence = f"{many} attested" + ("." if ok else f", not {self.wanted}.")
         return [Finding(ok, self.path, len(found), self.wanted, sentence)]
 
 

@@ -99,7 +99,7 @@ def _print(file: str, policy: Policy | None, remarks: list[Remark]) -> None:
     styles = {"error": "bold red", "warning": "bold yellow"}
     with report() as out:
         if policy is None:
-            out.print(Text.assemble((shown(file, "standard input"), "bold"), ": not a policy"))
+            out.print(Text.assemble((shown(file, "standard input"), "bold"), ": not accepted"))
         else:
             what = f": {policy.id} version {policy.version}, SHA-256 {policy.digest.hex()}"
             out.print(Text.assemble((shown(file, "standard input"), "bold"), plain(what)))

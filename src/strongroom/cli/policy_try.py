@@ -194,9 +194,8 @@ def policy_test(
     else:
         with report() as out:
             out.print(_verdict(policy, decision), soft_wrap=True)
-            for finding in decision.findings:
-                if not finding.ok and not decision.allowed:
-                    out.print(_line(finding, finding.path), soft_wrap=True)
+            if not decision.allowed:
+                _print_lines(out, "", [one for one in decision.findings if not one.ok])
     if decision.allowed != wanted:
         raise _unexpected(decision)
 
@@ -269,14 +268,16 @@ def _print_tree(out: Console, policy: Policy, decision: Decision, found: Sequenc
             out.print(
                 Text.assemble("\n", (title, "bold cyan"), f" {plain(kinds.get(title, ''))}", state)
             )
-        for finding in findings:
-            name = finding.path.removeprefix(title).lstrip(".")
-            out.print(_line(finding, name), soft_wrap=True)
+        _print_lines(out, title, list(findings))
 
 
-def _line(finding: Finding, name: str) -> Text:
-    mark = ("  ok    ", "green") if finding.ok else ("  FAIL  ", "bold red")
-    return Text.assemble(mark, (plain(f"{name:<14}  "), "cyan"), plain(finding.text))
+def _print_lines(out: Console, title: str, findings: Sequence[Finding]) -> None:
+    names = [plain(one.path.removeprefix(title).lstrip(".")) for one in findings]
+    width = max(map(len, names), default=0)
+    for name, finding in zip(names, findings, strict=True):
+        mark = ("  ok    ", "green") if finding.ok else ("  FAIL  ", "bold red")
+        line = Text.assemble(mark, (f"{name:<{width}}  ", "cyan"), plain(finding.text))
+        out.print(line, soft_wrap=True)
 
 
 def register(app: typer.Typer) -> None:

@@ -76,7 +76,7 @@ def _said(path: str, error: Any) -> _Said:
 
 def _conflicts(policy: Policy, others: Sequence[Policy]) -> Iterator[_Said]:
     for other, entry in overlapping(policy, others):
-        yield "keys", f"{entry} is about keys that the policy {other} guards already."
+        yield "keys", f"keys has {entry}, which the policy {other} guards already."
 
 
 def _document(policy: Policy, now: datetime | None) -> Iterator[_Said]:
