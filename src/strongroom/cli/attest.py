@@ -12,6 +12,7 @@ import typer
 from cryptography import x509
 from rich.text import Text
 
+from strongroom.attest.appraise import rules
 from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.limits import MAX_ENDORSEMENTS
 from strongroom.attest.roots import Roots, production
@@ -109,13 +110,13 @@ def _print(claims: Claims, decision: Decision | None, bound: bool) -> None:
             return
         out.print()
         word = ("acceptable", "bold green") if decision.allowed else ("not acceptable", "bold red")
-        out.print(Text.assemble(word, f" by the policy{_why(decision)}"))
+        out.print(Text.assemble(word, _why(decision)))
         for finding in decision.findings:
             out.print(_reason(finding), soft_wrap=True)
 
 
 def _why(decision: Decision) -> str:
-    return f": {decision.matched} holds" if decision.matched else f" ({decision.code})"
+    return f" by the policy: {decision.matched} holds" if decision.allowed else f" ({decision.code})"
 
 
 def _reason(finding: Finding) -> Text:
@@ -141,7 +142,11 @@ def _verdict(
     claims = verify(evidence, context)
     if expected is not None:
         _check_bound(claims, expected)
-    return claims, None if policy is None else _appraise(policy, claims, context.now)
+    if policy is not None:
+        return claims, _appraise(policy, claims, context.now)
+    # What no policy could allow is not passed by in silence because there is none.
+    broken = tuple(one for one in rules(claims, "evidence", context.now, test_roots=True) if not one.ok)
+    return claims, Decision(False, "evidence", broken) if broken else None
 
 
 def attest_verify(
@@ -204,6 +209,7 @@ def attest_verify(
     is compared claim by claim, and each comparison is printed. Nothing is fetched from anywhere.
 
     Exit code 0 says that it is authentic and, where a policy was given, acceptable; 6 that it is not.
+    A machine in debug mode is never acceptable.
     """
     now = datetime.now(UTC) if at is None else parse_time(at, "--at")
     found = read_evidence(evidence, kind, endorsements or ())
@@ -242,9 +248,7 @@ def _json(claims: Claims, decision: Decision | None) -> dict[str, Any]:
 
 def _not_acceptable(decision: Decision) -> NotAcceptable:
     reasons: Sequence[str] = [f"{one.path}: {one.text}" for one in decision.findings if not one.ok]
-    return NotAcceptable(
-        "The evidence is authentic, and the policy does not accept it.", reasons=reasons
-    )
+    return NotAcceptable("The evidence is authentic, and not acceptable.", reasons=reasons)
 
 
 verb(app, "verify", attest_verify, _EXAMPLES)
