@@ -138,13 +138,14 @@ VALUES["azure-vtpm"] = {
     **VALUES["snp"],
     "ak": digits("d", 32),
     "pcr": {"4": digits("e", 32)},
+    "vm": {"secure_boot": True, "console_enabled": False, "tpm_enabled": True, "vm_id": "7DF7B373"},
 }
 
 PLATFORM = {
     "sgx": "ppid:" + digits("6", 16),
     "tdx": "ppid:" + digits("9", 16),
     "snp": "chip_id:" + digits("b", 64),
-    "azure-vtpm": "chip_id:" + digits("b", 64),
+    "azure-vtpm": "ak:" + digits("d", 32),
     "nitro": "module:i-0123456789",
     "tpm": "ak:" + digits("1", 32),
 }
@@ -214,7 +215,12 @@ FULL = {
         "platforms": [PLATFORM["tdx"]],
     },
     "snp": _SNP,
-    "azure-vtpm": {**_SNP, "ak": digits("d", 32), "pcr": {"4": digits("e", 32)}},
+    "azure-vtpm": {
+        **_SNP,
+        "ak": digits("d", 32),
+        "pcr": {"4": digits("e", 32)},
+        "vm": {"secure_boot": True, "console_enabled": False, "tpm_enabled": True, "vm_id": "7DF7B373"},
+    },
     "nitro": {
         "pcr": {"0": [digits("1", 48)], "1": digits("2", 48), "8": digits("3", 48)},
         "module_id": "i-0123456789-enc0123456789",

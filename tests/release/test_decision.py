@@ -44,6 +44,8 @@ def test_the_tables_here_have_every_kind_and_every_member():
     assert set(FULL) == set(VALUES) == set(KINDS)
     for kind, members in FULL.items():
         missing = set(KINDS[kind].members) - set(members)
+        if kind == "azure-vtpm":  # on an Intel, below
+            missing -= set(KINDS["tdx"].members)
         assert missing <= {"includes", "claims", "platforms"}, kind
 
 
@@ -56,6 +58,38 @@ def test_claims_meet_a_policy_that_lists_all_they_say(kind):
         "any[0]",
         [],
     )
+
+
+def on_an_intel(**values):
+    said = {**VALUES["tdx"], "ak": digits("d", 32), "pcr": {"4": digits("e", 32)}, **values}
+    return claims("azure-vtpm", values=said)
+
+
+@pytest.mark.parametrize(
+    ("values", "path"),
+    [
+        ({"mr_td": digits("e", 48)}, "any[0].mr_td"),
+        ({"mr_td": None}, "any[0].mr_td"),
+        ({"pcr": {"4": digits("1", 32)}}, "any[0].pcr.4"),
+        ({"tcb_status": "OutOfDate"}, "any[0].tcb.status"),
+        ({"tcb_status": None}, "any[0].tcb.status"),
+        ({"td_attributes": "0100001000000000"}, "evidence[0].debug"),
+    ],
+)
+def test_azure_on_an_intel(values, path):
+    wanted = {
+        "kind": "azure-vtpm",
+        "mr_td": digits("1", 48),
+        "pcr": {"4": digits("e", 32)},
+        "platforms": ["ak:" + digits("d", 32)],
+    }
+    assert decided(document(wanted), on_an_intel()).allowed
+    assert failed(decided(document(wanted), on_an_intel(**values))) == [path]
+    # One processor's evidence does not pass for the other's.
+    assert "any[0].mr_td" in failed(decided(document(wanted), claims("azure-vtpm")))
+    amd = document(requirement("azure-vtpm"))
+    assert "any[0].measurement" in failed(decided(amd, on_an_intel()))
+    assert "any[0].tcb.status" in failed(decided(amd, on_an_intel(tcb_status="OutOfDate")))
 
 
 def test_gpus_beside_a_cpu():

@@ -249,7 +249,7 @@ IDENTITY_TABLE = {
     "snp": ([["measurement"]], [["host_data"], ["id_key_digest", "author_key_digest"], ["platforms", "min_tcb"]]),
     "azure-vtpm": (
         [["measurement", "pcr"], ["id_key_digest", "pcr"]],
-        [["pcr"], ["ak", "pcr"], ["measurement"], ["measurement", "ak"]],
+        [["pcr"], ["ak", "pcr"], ["measurement"], ["measurement", "ak"], ["vm", "pcr"]],
     ),
     "nitro": ([["pcr"]], [["module_id"], ["platforms"]]),
     "tpm": ([["ak", "pcr"], ["platforms", "pcr"], ["ak_certified", "pcr"]], [["pcr"], ["ak"], ["pcr", "firmware_version"]]),

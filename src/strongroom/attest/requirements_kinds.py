@@ -66,6 +66,10 @@ def _up_to_date(path: str) -> tuple[Check, ...]:
     return (IntelTcb(path),)
 
 
+def _up_to_date_if_tdx(path: str) -> tuple[Check, ...]:
+    return (IntelTcb(path, tdx_only=True),)
+
+
 _sha256 = hexadecimal(32)
 _sha384 = hexadecimal(48)
 
@@ -160,11 +164,24 @@ _TPM: Final = Kind(
     },
     needs=[["ak", "pcr"], ["platforms", "pcr"], ["ak_certified", "pcr"]],
 )
-# Whoever runs an SNP guest of his own can put a TPM of his own into it: without what Microsoft's
-# firmware measures to, or who has signed it, registers mean nothing.
+_VM: Final[Mapping[str, Member]] = {
+    "secure_boot": one_of(boolean, "vm", "secure_boot"),
+    "console_enabled": one_of(boolean, "vm", "console_enabled"),
+    "tpm_enabled": one_of(boolean, "vm", "tpm_enabled"),
+    "vm_id": one_of(text, "vm", "vm_id"),
+}
+# Whoever runs a guest of his own can put a TPM of his own into it: without what Azure's firmware
+# measures to, or who has signed it, registers mean nothing.
 _AZURE: Final = Kind(
-    {**_SNP_MEMBERS, "ak": one_of(_sha256, "ak"), "pcr": _tpm_pcr},
-    needs=[["measurement", "pcr"], ["id_key_digest", "pcr"]],
+    {
+        **_TDX.members,
+        **_SNP_MEMBERS,
+        "ak": one_of(_sha256, "ak"),
+        "pcr": _tpm_pcr,
+        "vm": members_of(_VM),
+    },
+    needs=[["measurement", "pcr"], ["id_key_digest", "pcr"], ["mr_td", "pcr"]],
+    implied={"tcb": _up_to_date_if_tdx},
 )
 _NITRO: Final = Kind(
     {

@@ -52,12 +52,16 @@ class Relaxation:
 
 @dataclass(frozen=True, slots=True)
 class IntelTcb:
-    """The member ``tcb`` of SGX and TDX, and what holds where it is absent: UpToDate alone."""
+    """The member ``tcb`` of SGX and TDX, and what holds where it is absent: UpToDate alone.
+
+    With ``tdx_only``, evidence of a processor that has no such status is not asked for one: AMD's.
+    """
 
     path: str
     relaxations: tuple[Relaxation, ...] = ()
     min_eval: int | None = None
     denied: tuple[str, ...] = ()
+    tdx_only: bool = False
 
     @property
     def identifies(self) -> bool:
@@ -65,6 +69,8 @@ class IntelTcb:
 
     def findings(self, claims: Claims, now: datetime) -> list[Finding]:
         values = claims.values
+        if self.tdx_only and "mr_td" not in values:
+            return []
         advisories = values.get("advisories")
         # A list that is not there could hide the one that is denied.
         known = advisories if isinstance(advisories, list | tuple) else None

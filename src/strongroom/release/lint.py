@@ -132,9 +132,9 @@ def _requirement(one: Requirement, now: datetime | None) -> Iterator[_Said]:
         )
     if one.kind == "tpm" and "ak" not in one.listed:
         yield one.path, "No ak is listed: the platform alone stands for the key that signs."
-    if one.kind in _INTEL:
+    if one.kind in _INTEL or "mr_td" in one.listed:
         yield from _tcb(one, now)
-    if one.kind in _SNP:
+    elif one.kind in _SNP:
         yield from _firmware(one)
     if one.kind == "nvidia":
         yield from _gpus(one)
