@@ -11,10 +11,8 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
-from strongroom.crypto.hpke import KEMS
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import (
-    InvalidKey,
     Malformed,
     NoKey,
     NoMatchingRecipient,
@@ -22,16 +20,15 @@ from strongroom.errors import (
     UntrustedAnswer,
     UsageError,
 )
-from strongroom.format.encoding import b64url, canonical_json
 from strongroom.format.header import Header
 from strongroom.providers.keyserver.profile import VARIABLE, Profile, find_profile
 from strongroom.release.binding import WantedKey
-from strongroom.release.names import KeyName, parse_key_url
+from strongroom.release.names import KeyName, check_version, parse_key_url
 
 __all__ = ["ALG", "KeyOfHeader", "KeyServerKey", "key_server_key", "register", "wanted_keys"]
 
 ALG: Final = "keyserver"
-_INFO: Final = b"strongroom/v1/register\x00"
+_MAX_META: Final = 1000
 
 
 def wanted_keys(header: Header, name: KeyName | None = None) -> Iterator[tuple[str | None, WantedKey]]:
@@ -62,40 +59,23 @@ def register(profile: Profile, key: KeyName, dek: SecretBytes, header: Header) -
         AlreadyExists: there is this version already.
         ServerUnavailable, StrongroomError: it was not registered, or nobody knows.
     """
+    from strongroom.providers.admin import AdminClient
     from strongroom.providers.keyserver.transport import Transport
 
-    bundle = b64url(header.bundle)
-    about = {"server_id": profile.server_id, "name": key.name, "version": key.version, "bundle": bundle}
-    kem = KEMS[profile.registration_suite]
-    try:
-        sealed = kem.seal(dek, profile.registration_key, _INFO + canonical_json(about))
-    except ValueError:
-        raise InvalidKey("The registration key in the profile of the key server is none.") from None
     meta = {
         f"model_{name}": value
         for name in ("name", "version")
-        if isinstance(value := header.meta.get(name), str) and len(value) <= 1000
-    }
-    body = {
-        "name": key.name,
-        "version": key.version,
-        "bundle": bundle,
-        "encrypted_key": b64url(sealed),
-        "meta": meta,
+        if isinstance(value := header.meta.get(name), str) and len(value) <= _MAX_META
     }
     transport = Transport(profile)
     try:
-        made = transport.request("POST", "/v1/keys", body)
+        made = AdminClient(transport, profile).add_key(key, header.bundle, dek, meta)
     finally:
         transport.close()
-    version = made.get("version")
-    if (
-        (made.get("name"), made.get("bundle")) != (key.name, bundle)
-        or type(version) is not int
-        or key.version not in (None, version)
-    ):
-        raise UntrustedAnswer("The key server registered another key than the one that it was given.")
-    return KeyName(key.name, version)
+    try:
+        return KeyName(key.name, check_version(made.get("version")))
+    except UsageError:
+        raise UntrustedAnswer("The key server does not say which version it registered.") from None
 
 
 def _ask(profile: Profile, wanted: WantedKey) -> SecretBytes:
@@ -178,7 +158,7 @@ class KeyOfHeader:
         refused: ReleaseDenied | None = None
         for uri, wanted in found:
             try:
-                return _ask(find_profile(uri or "", self._environ), wanted)
+                return _ask(find_profile(uri or "that is not named", self._environ), wanted)
             except NoKey as error:
                 unknown = unknown or error
             except ReleaseDenied as error:
