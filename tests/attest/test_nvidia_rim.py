@@ -171,6 +171,15 @@ def test_processing_instructions_and_xml_attributes_are_refused() -> None:
             check(signed(bad))
 
 
+def test_a_manifest_without_a_canonical_form_is_refused() -> None:
+    for bad in (
+        good().replace(b"<ns0:Payload>", b'<ns0:Payload xmlns:x="a/b">'),
+        good().replace(b"<ds:SignedInfo>", b'<ds:SignedInfo xmlns:x="a/b">'),
+    ):
+        with pytest.raises(MalformedEvidence, match="canonical form"):
+            check(bad)
+
+
 def test_comments_change_nothing_that_is_said() -> None:
     """Canonical XML leaves comments out, so a parser that reads text up to one reads another text."""
     data = good()

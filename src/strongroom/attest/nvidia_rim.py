@@ -147,7 +147,11 @@ def verify_rim(root: Any, trusted: bytes, now: datetime) -> Rim:
 
 
 def _canonical(etree: Any, element: Any) -> bytes:
-    result: bytes = etree.tostring(element, method="c14n", with_comments=False, with_tail=False)
+    try:
+        result: bytes = etree.tostring(element, method="c14n", with_comments=False, with_tail=False)
+    except etree.LxmlError:
+        # Such as: the name of a namespace is a relative URL.
+        raise MalformedEvidence("The reference manifest has no canonical form.") from None
     return result
 
 
