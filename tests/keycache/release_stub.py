@@ -41,12 +41,10 @@ class StubServer:
         self.signing = Ed25519PrivateKey.generate()
         self.registration = SecretBytes.random(32)
         self.server_id = "TEST-stub"
-        now = datetime.now(UTC)
-        ca, ca_key = new_ca("stub", now)
-        certificate, key = issue(ca, ca_key, "localhost", ["localhost", "127.0.0.1"], now)
-        self.ca = ca.decode()
         self.pem = directory / "server.pem"
-        self.pem.write_bytes(certificate + key)
+        self.authority = new_ca("stub", datetime.now(UTC))
+        self.ca = self.authority[0].decode()
+        self.certify(["localhost", "127.0.0.1"])
         self.keys, self.refuse, self.leases = {}, {}, {}
         self.lease = 3600
         self.change = self.forge = lambda value: value
@@ -60,6 +58,11 @@ class StubServer:
         token.chmod(0o600)
         self.profile_file = directory / "profile.json"
         self.write_profile()
+
+    def certify(self, hosts):
+        """A certificate for these hosts, for the next start."""
+        certificate, key = issue(*self.authority, hosts[0], hosts, datetime.now(UTC))
+        self.pem.write_bytes(certificate + key)
 
     @property
     def url(self):
