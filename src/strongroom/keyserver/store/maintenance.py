@@ -15,9 +15,10 @@ from strongroom.keyserver.store.anchor import Anchor
 from strongroom.keyserver.store.audit_log import latest, read_records
 from strongroom.keyserver.store.core import SECRETS, secret_aad
 from strongroom.keyserver.store.keys import KeyRegister
+from strongroom.keyserver.store.policies import PolicyRegister
 from strongroom.keyserver.store.records import Actor
 from strongroom.keyserver.store.state import verify_state
-from strongroom.keyserver.store.tables import audit, keys, secrets, store
+from strongroom.keyserver.store.tables import audit, keys, policies, secrets, store
 from strongroom.release.audit import Head, verify_chain
 
 __all__ = ["Maintenance"]
@@ -25,7 +26,7 @@ __all__ = ["Maintenance"]
 _Place = tuple[str, str, int, int]
 
 
-class Maintenance(KeyRegister):
+class Maintenance(KeyRegister, PolicyRegister):
     """The part of the store for its owner."""
 
     def rotate_kek(self, new: RootKek, actor: Actor) -> int:
@@ -82,7 +83,7 @@ class Maintenance(KeyRegister):
 
     def verify(self, known: Iterable[Head] = ()) -> Head:
         """Check everything that can be checked, and return the head of the audit trail: the chain from
-        its first record on, the state that the server has signed, every wrapped key.
+        its first record on, the state and the policies that the server has signed, every wrapped key.
 
         Args:
             known: heads that were kept elsewhere.
@@ -95,6 +96,8 @@ class Maintenance(KeyRegister):
         kept = [*known] + ([self._anchor.read()] if self._anchor is not None else [])
         with self._database.reading() as connection:
             verify_state(connection, self._signing)
+            for number in connection.execute(select(policies.c.number)).scalars().all():
+                self._policy_record(connection, number)
             head = verify_chain(_columns_agree(connection), known=kept)
             for name in SECRETS:
                 row = connection.execute(select(secrets).where(secrets.c.name == name)).first()
