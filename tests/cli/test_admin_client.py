@@ -228,3 +228,25 @@ def test_each_request_says_who_asks():
     assert {token for *_, token in server.asked} == {TOKEN}
     assert server.asked[-1][2]["expires"] == "2026-12-31T00:00:00.000Z"
     assert TOKEN not in repr(admin)
+
+
+def test_records_of_any_shape_are_shown_on_lines_of_their_own():
+    from strongroom.cli.audit_text import record_lines
+
+    odd = [
+        None,
+        1,
+        "x",
+        [],
+        {},
+        [1],
+        {"keys": [1, {}]},
+        {"keys": [{"reasons": [1, {}]}]},
+        {"evidence": 3},
+    ]
+    for value in odd:
+        for name in ("details", "actor", "platform", "event"):
+            lines = list(record_lines({"sequence": 1, name: value}))
+            assert lines[0].startswith("1  ")
+    long = list(record_lines({"sequence": 1, "details": {"policy": {"any": ["11" * 48] * 9}}}))
+    assert len(long[0]) < 200

@@ -112,7 +112,7 @@ def test_a_registered_key_is_the_key_of_the_model(cli, sealed, key, policy, ask)
     assert [(one["platform"], one["evicted"]) for one in nodes] == [(PLATFORM, False)]
 
 
-def test_a_changed_policy_is_felt_at_once(cli, sealed, key, policy, ask):
+def test_a_changed_policy_is_felt_at_once(cli, sealed, key, policy, ask, server):
     _, bundle = model_key(sealed, key)
     assert cli("keys", "add", "changed", sealed, "-k", key).code == 0
     policy("changed")
@@ -126,7 +126,13 @@ def test_a_changed_policy_is_felt_at_once(cli, sealed, key, policy, ask):
     # The machine is told a word; the reasons are in the audit trail.
     text = json.dumps(audit(cli)[-1])
     assert "any[0].mr_td" in text
-    assert cli("audit", "verify").code == 0
+    shown = [line.strip() for line in cli("audit", "tail", "-n", 1).out.splitlines()]
+    assert PLATFORM in shown[0]
+    assert "TEST" in shown[0].split()
+    assert shown[1] == "changed@current: refused (policy), policy changed version 2"
+    assert shown[2].startswith("any[0].mr_td: mr_td is 1717")
+    verified = cli("audit", "verify", "--anchor", server.anchor)
+    assert verified.code == 0, verified.err
 
 
 def test_evicted_and_admitted(cli, sealed, key, policy, ask):

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json as json_module
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import chain
 from typing import Annotated, Any, Final
 
 import typer
-from rich.table import Table
-from rich.text import Text
 
 from strongroom.cli.admin import Caller, Server, TokenFile, load_profile, open_admin
 from strongroom.cli.attest_files import read_limited
-from strongroom.cli.terminal import note, plain, print_json, report, shown
+from strongroom.cli.audit_text import record_lines
+from strongroom.cli.terminal import note, plain, print_json, shown
 from strongroom.cli.verb import Force, Group, Json, Output, Quiet, verb
 from strongroom.errors import UsageError, os_errors
 from strongroom.format.encoding import canonical_json, parse_json
@@ -43,29 +42,6 @@ app = typer.Typer(
 )
 
 
-def _print_records(records: Iterable[Mapping[str, Any]]) -> None:
-    grid = Table.grid(padding=(0, 2))
-    for _ in range(3):
-        grid.add_column(no_wrap=True)
-    grid.add_column(overflow="fold")
-    for record in records:
-        cells = (record.get("sequence"), record.get("time"), record.get("event"))
-        grid.add_row(*(Text(plain(str(cell))) for cell in cells), Text(plain(_details(record))))
-    with report() as out:
-        out.print(grid)
-
-
-def _details(record: Mapping[str, Any]) -> str:
-    actor, details = record.get("actor"), record.get("details")
-    parts = [f"by {actor.get('name')} ({actor.get('role')})"] if isinstance(actor, Mapping) else []
-    if isinstance(details, Mapping):
-        parts += [
-            f"{name}={one if isinstance(one, str) else json_module.dumps(one)}"
-            for name, one in details.items()
-        ]
-    return "  ".join(parts)
-
-
 def tail(
     count: Annotated[
         int, typer.Option("-n", "--count", metavar="N", min=1, max=1000, help="How many records.")
@@ -74,7 +50,10 @@ def tail(
     token_file: TokenFile = None,
     json: Json = False,
 ) -> None:
-    """Show the last audit records. With --json, a record on each line."""
+    """Show the last audit records: who did what, and why machines were refused.
+
+    With --json, whole records, one on each line.
+    """
     with open_admin(server, token_file) as caller:
         admin = caller.admin
         records = admin.audit(max(0, admin.audit_head().sequence - count))
@@ -82,7 +61,9 @@ def tail(
         for record in records:
             print(json_module.dumps(record))
     else:
-        _print_records(records)
+        for record in records:
+            for line in record_lines(record):
+                print(plain(line))
 
 
 def _heads(path: str, pinned: Pinned) -> list[Head]:
