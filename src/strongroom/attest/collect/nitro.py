@@ -92,7 +92,7 @@ class NitroCollector:
             if isinstance(said, dict) and isinstance(said.get("Error"), str):
                 raise Unavailable(f"The Nitro security module answers {said['Error'][:100]}.")
             document = said["Attestation"]["document"]
-        except (ValueError, EOFError, KeyError, TypeError):
+        except (self._cbor.CBORError, ValueError, KeyError, TypeError):
             document = None
         if not isinstance(document, bytes) or not 0 < len(document) <= MAX_EVIDENCE:
             raise Unavailable("The answer of the Nitro security module is not a document.")
