@@ -60,7 +60,7 @@ test: lint system ## linters, then all tests with their coverage
 test-core: $(CORE)/.complete ## the core with `cryptography` and nothing else installed
 	$(CORE)/bin/python -m pytest tests/unit tests/vectors tests/robustness tests/core
 
-demo: $(VENV)/.demo ## train, seal, load, predict, tamper: on real data, in a minute
+demo: $(VENV)/.demo ## train, seal, load, predict, tamper; release a key to a machine that attests, or not
 	$(BIN)/python examples/digits.py
 
 bench: venv ## every figure of the README and the reference, as ratios; 15 GB of disk, an hour
@@ -86,7 +86,7 @@ clean: ## remove everything that make has made
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(call new-venv,$(VENV))
 	$(install-torch)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cli,onnx,plot,safetensors,torch]' --group demo
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cli,keyserver,onnx,plot,safetensors,torch]' --group demo
 	@touch $@
 
 $(VENV)/.complete: pyproject.toml constraints.txt | system
