@@ -1,14 +1,19 @@
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from nvidia_cases import NONCE, pki
-from recorded import read
+from recorded import MANIFEST, read
 
-from strongroom.attest.nvidia_dice import dice_of
+from strongroom.attest.certificates import load_certificates
+from strongroom.attest.chains import chain_to
+from strongroom.attest.nvidia_dice import _parse, dice_of
 from strongroom.attest.nvidia_report import MAX_REPORT, Opaque, parse_report
-from strongroom.errors import MalformedEvidence
+from strongroom.attest.roots import production
+from strongroom.errors import MalformedEvidence, NotAuthentic
 
 GOOD = read("nvidia/h100.report")
 
@@ -109,8 +114,41 @@ def test_firmware_ids_of_both_forms() -> None:
         dice = dice_of(gpu.leaf.certificate)
         assert (dice.fwid, dice.flags) == (gpu.fwid, ())
     assert dice_of(pki().gpu("GB100", flags=0xF0).leaf.certificate).flags == (
-        "not configured",
         "not secure",
         "in recovery",
         "debug",
     )
+
+
+def test_the_recorded_firmware_id_of_a_blackwell() -> None:
+    chain = load_certificates(read("nvidia/gb100.pem"))
+    at = datetime(2026, 7, 1, tzinfo=UTC)
+    assert chain_to(chain, production().nvidia_device, at)[0][:-1] == list(chain)
+    dice = dice_of(chain[0])
+    assert dice.fwid.hex() == MANIFEST["nvidia/gb100.pem"]["expected"]["fwid"]
+    assert dice.flags == ()
+
+
+@pytest.mark.parametrize("name", ["h100", "gb100"])
+def test_a_firmware_id_is_parsed_strictly(name: str) -> None:
+    (good,) = [
+        one.value.value
+        for one in load_certificates(read(f"nvidia/{name}.pem"))[0].extensions
+        if one.oid.dotted_string.startswith("2.23.133.5.4.1")
+    ]
+    fwid = _parse(good).fwid
+    for size in range(len(good)):
+        with pytest.raises((ValueError, IndexError)):
+            _parse(good[:size])
+    with pytest.raises((ValueError, IndexError)):
+        _parse(good + b"\x00")
+    at = good.index(fwid)
+    for bad in (good[: at - 1] + b"\x2f" + good[at:], good[: at - 13] + b"\x31" + good[at - 12 :]):
+        with pytest.raises((ValueError, IndexError)):
+            _parse(bad)
+
+
+def test_a_certificate_without_a_firmware_id() -> None:
+    for certificate in load_certificates(read("nvidia/gb100.pem"))[1:]:
+        with pytest.raises(NotAuthentic, match="what firmware"):
+            dice_of(certificate)

@@ -24,7 +24,8 @@ _FWID_SIZE: Final = 48
 _SEQUENCE: Final = 0x30
 _BIT_STRING: Final = 0x87
 _FWIDS: Final = 0xA6
-_FLAGS: Final = ("not configured", "not secure", "in recovery", "debug")
+_FLAGS: Final = ("", "not secure", "in recovery", "debug")
+"""By bit. The first means "not configured", and a GB100 in regular service says so of itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Dice:
 
     Attributes:
         fwid: SHA-384 of the firmware that holds the key.
-        flags: what speaks against it, of "not configured", "not secure", "in recovery" and "debug".
+        flags: what speaks against it, of "not secure", "in recovery" and "debug".
     """
 
     fwid: bytes
@@ -74,7 +75,7 @@ def _parse(data: bytes) -> Dice:
         raise ValueError
     return Dice(
         _fwid(tag, first),
-        tuple(name for bit, name in enumerate(_FLAGS) if flags[1] & (0x80 >> bit)),
+        tuple(name for bit, name in enumerate(_FLAGS) if name and flags[1] & (0x80 >> bit)),
     )
 
 

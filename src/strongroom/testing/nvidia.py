@@ -203,7 +203,7 @@ class NvidiaPki:
 
         Args:
             model: first letters GH, GB or LS; GB says its firmware's id in Blackwell's form.
-            flags: of the firmware, Blackwell only: 1 debug, 8 not configured, as bits of 0x80 >> n.
+            flags: of the firmware, Blackwell only: 0x40 not secure, 0x20 in recovery, 0x10 debug.
         """
         chip = self._authority(model, self.issuer)
         fwid = hashlib.sha384(b"firmware").digest()
@@ -212,7 +212,11 @@ class NvidiaPki:
         if model.startswith("GB"):
             zero = _der(0x30, _SHA384 + _der(0x04, bytes(48)))
             oid = "2.23.133.5.4.1.1"
-            members = _der(0x80, b"NVIDIA") + _der(0xA6, said + zero) + _der(0x87, bytes([0, flags]))
+            members = (
+                _der(0x80, b"NVIDIA")
+                + _der(0xA6, said + zero)
+                + _der(0x87, bytes([0, 0x80 | flags, 0, 0, 1]))
+            )
             value = _der(0x30, members)
         else:
             oid = "2.23.133.5.4.1"
