@@ -15,6 +15,7 @@ from cryptography.x509.oid import NameOID
 from recorded import read
 
 from strongroom.attest.certificates import (
+    check_authority,
     check_chain,
     check_crl,
     check_not_revoked,
@@ -387,3 +388,19 @@ def test_dates_have_both_their_ends():
         check_validity(leaf, leaf.not_valid_before_utc - timedelta(microseconds=1))
     with pytest.raises(NotAuthentic, match="it ended 2026-07-02"):
         check_validity(leaf, leaf.not_valid_after_utc + timedelta(microseconds=1))
+
+
+def test_extensions_that_cannot_be_read_are_refused_and_warn_nobody():
+    # Extensions are parsed one after the other; one that cannot be read has them parsed anew each time.
+    issuer = [x509.DirectoryName(subject("root"))]
+    zero = x509.AuthorityKeyIdentifier(None, issuer, 0)
+    broken = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.19"), b"\xff\xff")
+    extensions = [(zero, False), (broken, True)]
+    made = chain(low={"constraints": False, "extensions": extensions})
+    low = load_certificate(made[1].public_bytes(Encoding.DER))
+    with pytest.raises(NotAuthentic, match="cannot be read"):
+        verify([made[0], low, *made[2:]])
+    with pytest.raises(NotAuthentic, match="is no authority"):
+        check_authority(low, 0)
+    with pytest.raises(NotAuthentic, match="may not issue revocation lists"):
+        check_crl(crl("low"), low, NOW)

@@ -17,6 +17,7 @@ from strongroom.errors import MalformedEvidence
 
 __all__ = [
     "UNREADABLE",
+    "extensions_of",
     "is_crl",
     "load_certificate",
     "load_certificates",
@@ -96,6 +97,16 @@ def _read(certificate: x509.Certificate) -> None:
     # What is wrong with an extension is for whoever looks at it.
     with suppress(*UNREADABLE):
         _ = certificate.extensions
+
+
+def extensions_of(signed: x509.Certificate | x509.CertificateRevocationList) -> x509.Extensions:
+    """Its extensions.
+
+    Raises:
+        UNREADABLE: one of them cannot be parsed. Those are parsed anew each time, and warn anew.
+    """
+    with quiet():
+        return signed.extensions
 
 
 def _reason(error: Exception) -> str:

@@ -19,6 +19,7 @@ from cryptography.x509.oid import ExtensionOID
 
 from strongroom.attest.certificate_parsing import (
     UNREADABLE,
+    extensions_of,
     is_crl,
     load_certificate,
     load_certificates,
@@ -37,6 +38,7 @@ __all__ = [
     "check_not_revoked",
     "check_signed_by",
     "check_validity",
+    "extensions_of",
     "is_crl",
     "load_certificate",
     "load_certificates",
@@ -130,8 +132,8 @@ def check_authority(certificate: x509.Certificate, below: int) -> None:
     """
     name = name_of(certificate)
     try:
-        basic = certificate.extensions.get_extension_for_class(x509.BasicConstraints).value
-        usage = certificate.extensions.get_extension_for_class(x509.KeyUsage).value
+        basic = extensions_of(certificate).get_extension_for_class(x509.BasicConstraints).value
+        usage = extensions_of(certificate).get_extension_for_class(x509.KeyUsage).value
     except (*UNREADABLE, x509.ExtensionNotFound):
         raise NotAuthentic(f"The certificate {name} is no authority.") from None
     if not basic.ca or not usage.key_cert_sign:
@@ -147,7 +149,9 @@ def check_critical(certificate: x509.Certificate, known: frozenset[x509.ObjectId
         NotAuthentic: something is, or its extensions cannot be read.
     """
     try:
-        unknown = [one.oid for one in certificate.extensions if one.critical and one.oid not in known]
+        unknown = [
+            one.oid for one in extensions_of(certificate) if one.critical and one.oid not in known
+        ]
     except UNREADABLE as error:
         raise NotAuthentic(
             f"The extensions of {name_of(certificate)} cannot be read: {str(error)[:200]}."
@@ -174,7 +178,7 @@ def check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, now
         when = f"holds from {begin:%Y-%m-%d %H:%M}" if now < begin else f"ended {end:%Y-%m-%d %H:%M}"
         raise NotAuthentic(f"The revocation list of {name} is not valid now: it {when} UTC.")
     try:
-        usage = issuer.extensions.get_extension_for_class(x509.KeyUsage).value
+        usage = extensions_of(issuer).get_extension_for_class(x509.KeyUsage).value
     except (*UNREADABLE, x509.ExtensionNotFound):
         usage = None
     if usage is None or not usage.crl_sign:
@@ -187,7 +191,7 @@ def check_crl(crl: x509.CertificateRevocationList, issuer: x509.Certificate, now
 def _covers_everything(crl: x509.CertificateRevocationList) -> bool:
     """Neither a list of changes to another one, nor one for some reasons, for users or for others."""
     try:
-        for extension in crl.extensions:
+        for extension in extensions_of(crl):
             point = extension.value
             if isinstance(point, x509.IssuingDistributionPoint):
                 partly = point.only_some_reasons, point.only_contains_user_certs, point.indirect_crl

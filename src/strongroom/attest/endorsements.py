@@ -21,7 +21,8 @@ class Wanted:
     what           members                               the answer
     ============== ===================================== =========================================
     intel          tee (sgx, tdx), fmspc, ca             collateral as JSON (QuoteCollateralV3)
-    amd-vcek       product, hwid, bl, tee, snp, ucode    DER
+    amd-vcek       product, hwid, bl, tee, snp, ucode;   DER
+                   of Turin fmc too
     amd-chain      product, signer (vcek, vlek)          PEM: ASK or ASVK, then ARK
     amd-crl        product, signer                       DER
     nvidia-rim     id                                    the RIM, XML

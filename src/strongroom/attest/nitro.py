@@ -10,7 +10,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from strongroom.attest.certificates import UNREADABLE, check_chain, load_certificate
+from strongroom.attest.certificates import UNREADABLE, check_chain, extensions_of, load_certificate
 from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.nitro_document import PCR_SIZE, Document, parse_document
 from strongroom.attest.verify import Context
@@ -84,8 +84,8 @@ def _pcr_values(document: Document) -> dict[str, str]:
 def _check_signer(leaf: x509.Certificate) -> None:
     """It signs, and issues nothing."""
     try:
-        usage = leaf.extensions.get_extension_for_class(x509.KeyUsage).value
-        authority = leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+        usage = extensions_of(leaf).get_extension_for_class(x509.KeyUsage).value
+        authority = extensions_of(leaf).get_extension_for_class(x509.BasicConstraints).value.ca
     except (*UNREADABLE, x509.ExtensionNotFound):
         raise NotAuthentic(
             "The certificate of the document's key does not say what it is for."

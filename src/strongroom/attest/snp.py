@@ -14,7 +14,13 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from strongroom.attest.certificates import UNREADABLE, check_chain, check_not_revoked, load_certificate
+from strongroom.attest.certificates import (
+    UNREADABLE,
+    check_chain,
+    check_not_revoked,
+    extensions_of,
+    load_certificate,
+)
 from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.snp_coco import parse_coco
 from strongroom.attest.snp_endorsements import (
@@ -146,7 +152,7 @@ def _extensions(key: x509.Certificate) -> dict[str, bytes]:
     try:
         return {
             extension.oid.dotted_string: extension.value.value
-            for extension in key.extensions
+            for extension in extensions_of(key)
             if isinstance(extension.value, x509.UnrecognizedExtension)
         }
     except UNREADABLE:
