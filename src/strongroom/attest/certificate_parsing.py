@@ -22,6 +22,7 @@ __all__ = [
     "load_certificate",
     "load_certificates",
     "load_crl",
+    "name_of",
     "quiet",
 ]
 
@@ -97,6 +98,20 @@ def _read(certificate: x509.Certificate) -> None:
     # What is wrong with an extension is for whoever looks at it.
     with suppress(*UNREADABLE):
         _ = certificate.extensions
+
+
+def name_of(certificate: x509.Certificate) -> str:
+    """Its common name, or all of its subject, for messages.
+
+    Raises:
+        MalformedEvidence: the subject cannot be read.
+    """
+    try:
+        subject = certificate.subject
+    except UNREADABLE as error:
+        raise MalformedEvidence(f"A certificate's name cannot be read: {_reason(error)}.") from None
+    common = subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
+    return str(common[0].value)[:100] if common else subject.rfc4514_string()[:100] or "without a name"
 
 
 def extensions_of(signed: x509.Certificate | x509.CertificateRevocationList) -> x509.Extensions:

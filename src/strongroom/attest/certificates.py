@@ -24,10 +24,11 @@ from strongroom.attest.certificate_parsing import (
     load_certificate,
     load_certificates,
     load_crl,
+    name_of,
     quiet,
 )
 from strongroom.attest.limits import MAX_CERTIFICATES
-from strongroom.errors import MalformedEvidence, NotAuthentic
+from strongroom.errors import NotAuthentic
 
 __all__ = [
     "UNREADABLE",
@@ -54,20 +55,6 @@ _KEPT: Final = 256
 
 _CHECKED: Final = frozenset({ExtensionOID.BASIC_CONSTRAINTS, ExtensionOID.KEY_USAGE})
 """Critical extensions that :func:`check_chain` takes into account; any other one refuses."""
-
-
-def name_of(certificate: x509.Certificate) -> str:
-    """Its common name, or all of its subject, for messages.
-
-    Raises:
-        MalformedEvidence: the subject cannot be read.
-    """
-    try:
-        subject = certificate.subject
-    except UNREADABLE as error:
-        raise MalformedEvidence(f"A certificate's name cannot be read: {str(error)[:200]}.") from None
-    common = subject.get_attributes_for_oid(x509.NameOID.COMMON_NAME)
-    return str(common[0].value)[:100] if common else subject.rfc4514_string()[:100] or "without a name"
 
 
 def check_validity(certificate: x509.Certificate, now: datetime) -> datetime:
