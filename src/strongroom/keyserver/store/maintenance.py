@@ -49,37 +49,40 @@ class Maintenance(KeyRegister, PolicyRegister):
         old = self._kek
         if new.id == old.id:
             raise UsageError("The keys are under this root key already.")
+        # Read at once: a reader that lasts would keep SQLite from emptying its log.
         with self._database.reading() as connection:
-            ready = dict(self._rewrapped(connection, old, new, {}))
+            rows = self._wrapped(connection)
+        ready = {place: _rewrap(wrapped, aad, old, new) for place, aad, wrapped in rows}
         with self._change(actor) as transaction:
             connection = transaction.connection
-            count = 0
-            for place, wrapped in self._rewrapped(connection, old, new, ready):
+            rows = self._wrapped(connection)
+            for place, aad, before in rows:
+                wrapped = ready.get(place) or _rewrap(before, aad, old, new)
                 table, name, version, _ = place
-                if table == "secrets":
-                    where: Any = secrets.c.name == name
-                    connection.execute(update(secrets).where(where).values(wrapped=wrapped))
-                else:
-                    where = (keys.c.name == name) & (keys.c.version == version)
-                    connection.execute(update(keys).where(where).values(wrapped=wrapped))
-                    count += 1
+                change = (
+                    update(secrets).where(secrets.c.name == name)
+                    if table == "secrets"
+                    else update(keys).where(keys.c.name == name, keys.c.version == version)
+                )
+                connection.execute(change.values(wrapped=wrapped))
+            count = len(rows) - len(SECRETS)
             connection.execute(update(store).values(kek=new.id))
             transaction.note("store.rewrapped", before=old.id, kek=new.id, keys=count)
         self._kek = new
         self._database.forget_pages()
         return count
 
-    def _rewrapped(
-        self, connection: Connection, old: RootKek, new: RootKek, ready: dict[_Place, bytes]
-    ) -> Iterator[tuple[_Place, bytes]]:
-        for row in connection.execute(select(secrets)).all():
-            place: _Place = ("secrets", row.name, 0, 0)
-            aad = secret_aad(self.id, self.test, row.name)
-            yield place, ready.get(place) or _rewrap(row.wrapped, aad, old, new)
-        for row in connection.execute(select(keys).where(keys.c.wrapped.is_not(None))).all():
-            # Of another epoch it is wrapped otherwise: then what is ready is of no use.
-            place = ("keys", row.name, row.version, row.epoch)
-            yield place, ready.get(place) or _rewrap(row.wrapped, self._aad(row), old, new)
+    def _wrapped(self, connection: Connection) -> list[tuple[_Place, bytes, bytes]]:
+        """What is wrapped: where, with what, and the bytes. Of another epoch it is another place."""
+        found: list[tuple[_Place, bytes, bytes]] = [
+            (("secrets", row.name, 0, 0), secret_aad(self.id, self.test, row.name), row.wrapped)
+            for row in connection.execute(select(secrets))
+        ]
+        rows = connection.execute(select(keys).where(keys.c.wrapped.is_not(None)))
+        found += [
+            (("keys", row.name, row.version, row.epoch), self._aad(row), row.wrapped) for row in rows
+        ]
+        return found
 
     def verify(self, known: Iterable[Head] = ()) -> Head:
         """Check everything that can be checked, and return the head of the audit trail: the chain from
