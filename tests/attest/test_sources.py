@@ -390,6 +390,28 @@ def test_a_cache_on_disk_outlives_the_process(tmp_path: Path) -> None:
         again.fetch(DRIVER)
 
 
+def test_processes_share_a_cache_on_disk(tmp_path: Path) -> None:
+    clock = Clock(datetime.now(UTC))
+    manifest = NvidiaPki(clock.now - timedelta(days=1)).manifest("1", {0: [bytes(48)]})
+    first, second = Source(manifest), Source(manifest)
+    CachingSource(first, clock=clock, directory=tmp_path).fetch(DRIVER)
+    clock.add(seconds=1)
+    cache = CachingSource(second, clock=clock, directory=tmp_path)
+    assert cache.fetch(DRIVER) == cache.fetch(DRIVER) == manifest
+    assert (first.count, second.count) == (1, 0)
+    clock.add(minutes=61)
+    cache.fetch(DRIVER)
+    assert second.count == 1
+
+
+def test_a_disk_that_takes_nothing_is_no_reason_to_refuse(tmp_path: Path) -> None:
+    (tmp_path / "nvidia-rim").write_bytes(b"")
+    source = Source(manifests()[0])
+    cache = CachingSource(source, clock=Clock(), directory=tmp_path)
+    assert cache.fetch(DRIVER) == cache.fetch(DRIVER) == manifests()[0]
+    assert source.count == 1
+
+
 def test_a_cache_on_disk_that_somebody_changed_is_not_believed(tmp_path: Path) -> None:
     pki = NvidiaPki(AT - timedelta(days=1))
     forged = pki.manifest("550.90.07", {21: [bytes(48)]})

@@ -19,7 +19,8 @@ class Issuer:
         jwks: key set as JSON, or None to ask the endorsement source for it.
         root: PEM of the root to which the ``x5c`` chain of a token must lead, instead of a key set.
         algorithms: that are accepted.
-        audience: the ``aud`` member that a token must have.
+        audience: the ``aud`` member that a token must have; empty for an issuer whose tokens have none,
+            such as NRAS and Trustee.
     """
 
     issuer: str

@@ -7,6 +7,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Final
@@ -15,7 +16,7 @@ from strongroom.attest.endorsements import EndorsementSource, Wanted
 from strongroom.attest.sources.files import DirectorySource
 from strongroom.attest.sources.naming import path_of
 from strongroom.attest.sources.validity import valid_until
-from strongroom.errors import MissingEndorsement, Unavailable
+from strongroom.errors import MissingEndorsement, StorageError, Unavailable, UsageError
 
 __all__ = ["CachingSource"]
 
@@ -25,6 +26,7 @@ TTL: Final = timedelta(hours=1)
 _ABSENT: Final = timedelta(seconds=10)
 """How long "there is none" is remembered: long enough to take the edge off a storm."""
 
+_NOT_STORED: Final = frozenset({"jwks"})
 _MAX_ENTRIES: Final = 512
 _MAX_BYTES: Final = 32 << 20
 
@@ -43,8 +45,9 @@ class CachingSource:
         source: what is asked.
         ttl: how long an answer is served without asking again.
         clock: now, with a time zone.
-        directory: where answers outlive this process; must exist. What lies there is authenticated
-            like everything else; key sets, which are not, are never put there.
+        directory: where answers outlive this process, and other processes find them; must exist. What
+            lies there is authenticated like everything else; key sets, which are not, are never put
+            there.
     """
 
     def __init__(
@@ -99,6 +102,9 @@ class CachingSource:
         ) and (entry.until is None or now <= entry.until)
 
     def _refresh(self, name: str, wanted: Wanted, old: _Entry | None) -> bytes:
+        if old is None and (stored := self._stored(wanted)) is not None and self._is_fresh(stored):
+            self._keep(name, stored)
+            return _data_of(stored)
         try:
             data = self._source.fetch(wanted)
         except MissingEndorsement:
@@ -114,19 +120,31 @@ class CachingSource:
         # set has no end, and is kept for the usual time.
         if wanted.what == "jwks" or (entry.until is not None and entry.until >= entry.fetched):
             self._keep(name, entry)
-            if self._disk is not None and wanted.what != "jwks":
-                self._disk.store(wanted, data)
+            self._store(wanted, data)
         return data
 
     def _still_holding(self, wanted: Wanted, old: _Entry | None) -> bytes | None:
-        data = old.data if old is not None else None
-        if data is None and self._disk is not None:
-            try:
-                data = self._disk.fetch(wanted)
-            except MissingEndorsement:
-                return None
-        until = None if data is None else valid_until(wanted, data)
-        return data if until is not None and self._clock() <= until else None
+        entry = old if old is not None and old.data is not None else self._stored(wanted)
+        if entry is None or entry.data is None or entry.until is None:
+            return None
+        return entry.data if self._clock() <= entry.until else None
+
+    def _stored(self, wanted: Wanted) -> _Entry | None:
+        """What lies on the disk, from the time at which it was written: other processes share it."""
+        if self._disk is None or wanted.what in _NOT_STORED:
+            return None
+        try:
+            data, written = self._disk.fetch(wanted), self._disk.written(wanted)
+        except (MissingEndorsement, Unavailable):
+            return None
+        until = valid_until(wanted, data)
+        return None if until is None else _Entry(data, written, until)
+
+    def _store(self, wanted: Wanted, data: bytes) -> None:
+        if self._disk is not None and wanted.what not in _NOT_STORED:
+            # A full disk is no reason to refuse a key.
+            with suppress(StorageError, UsageError):
+                self._disk.store(wanted, data)
 
     def _keep(self, name: str, entry: _Entry) -> None:
         with self._lock:

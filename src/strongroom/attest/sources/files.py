@@ -18,6 +18,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from typing import Final
 
 from strongroom.attest.endorsements import Wanted
@@ -83,6 +84,18 @@ class DirectorySource:
                 os.unlink(temporary)
                 raise
         return path
+
+    def written(self, wanted: Wanted) -> datetime:
+        """When the file of this name was written.
+
+        Raises:
+            MissingEndorsement: there is none of this name.
+        """
+        try:
+            seconds = os.stat(os.path.join(self._directory, path_of(wanted))).st_mtime
+        except OSError:
+            raise MissingEndorsement("The directory of endorsements does not have it.") from None
+        return datetime.fromtimestamp(seconds, UTC)
 
     def _read(self, path: str) -> bytes | None:
         try:
