@@ -70,6 +70,7 @@ class Server:
         initialise(directory / "server", Wanted(url="https://localhost:8443", **wanted))
         server = cls(directory / "server")
         server.configure("listen", port=0, drain_seconds=0)
+        server.configure("verification", workers=1)
         return server
 
     @property
@@ -108,7 +109,7 @@ class Server:
                 stderr=log,
                 env={**os.environ, **self.environment},
             )
-        workers = tomllib.loads(self.config.read_text())["listen"].get("workers", 1)
+        workers = tomllib.loads(self.config.read_text()).get("listen", {}).get("workers", 1)
         if "--workers" in self.arguments:
             workers = int(self.arguments[self.arguments.index("--workers") + 1])
         deadline = time.monotonic() + _START_SECONDS

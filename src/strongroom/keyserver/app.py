@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, Final
 
 from fastapi import FastAPI, Request
@@ -10,6 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from strongroom import __version__
 from strongroom.errors import StrongroomError
@@ -26,6 +27,7 @@ Keeps model keys, and releases them to machines that have proved what they are.
 Every failure has the same form, `{"error": {"code", "message", "hint"}}`. Bytes are base64url without
 padding; moments are RFC 3339. Answers that a client relies on are signed by the key of the server.
 """
+_MODULES: Final = (public, keys, policies, audit, nodes, tokens, health)
 _EARLY: Final = frozenset({408, 413, 429})
 
 
@@ -41,14 +43,14 @@ def make_app(here: Services) -> FastAPI:
         openapi_url=None,
     )
     app.state.services = here
-    for module in (public, keys, policies, audit, nodes, tokens, health):
+    for module in _MODULES:
         app.include_router(module.router)
     app.add_exception_handler(StrongroomError, _ours)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _of_routing)
     app.add_exception_handler(Exception, _unforeseen)
     app.openapi = _document(app)  # type: ignore[method-assign]
-    app.add_route("/openapi.json", _serve_document(app), include_in_schema=False)
+    app.add_api_route("/openapi.json", _serve_document, include_in_schema=False)
     return app
 
 
@@ -73,9 +75,19 @@ async def _of_routing(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if error.status_code == 405:
         answer = error_answer(HttpError(405, "method-not-allowed", "The path knows other methods."))
-        answer.headers.update(error.headers or {})
+        answer.headers["allow"] = ", ".join(_methods(request))
         return answer
     return error_answer(HttpError(404, "not-found", "There is nothing at this path."))
+
+
+def _methods(request: Request) -> list[str]:
+    """Those of all routes of the path; the framework knows those of the first only."""
+    found: set[str] = set()
+    for module in _MODULES:
+        for route in module.router.routes:
+            if isinstance(route, Route) and route.path_regex.match(request.scope["path"]):
+                found |= route.methods or set()
+    return sorted(found)
 
 
 async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
@@ -83,11 +95,8 @@ async def _unforeseen(request: Request, error: Exception) -> JSONResponse:
     return error_answer(error)
 
 
-def _serve_document(app: FastAPI) -> Callable[[Request], Awaitable[JSONResponse]]:
-    async def serve(request: Request) -> JSONResponse:
-        return JSONResponse(app.openapi())
-
-    return serve
+async def _serve_document(request: Request) -> JSONResponse:
+    return JSONResponse(request.app.openapi())
 
 
 def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
@@ -105,12 +114,38 @@ def _document(app: FastAPI) -> Callable[[], dict[str, Any]]:
     return document
 
 
+_SECURITY: Final = {
+    "token": {
+        "type": "http",
+        "scheme": "bearer",
+        "description": "A token of this server, `srt_…`, of a role that may do it.",
+    },
+    "certificate": {
+        "type": "mutualTLS",
+        "description": "A client certificate that the configuration names.",
+    },
+    "identity": {
+        "type": "http",
+        "scheme": "bearer",
+        "bearerFormat": "JWT",
+        "description": "A token of an OpenID provider or of Kubernetes, for this server.",
+    },
+}
+_ADMINISTRATION: Final[list[dict[str, list[str]]]] = [{"token": []}, {"certificate": []}]
+_RELEASE: Final[list[dict[str, list[str]]]] = [{}, {"identity": []}, {"certificate": []}]
+
+
 def _truthful(document: dict[str, Any]) -> dict[str, Any]:
-    """Move the parts of bodies to the components, and drop the 422 that FastAPI adds and nobody answers."""
+    """Say who may ask, move the parts of bodies to the components, and drop the 422 that FastAPI adds and
+    nobody answers.
+    """
     components = document["components"]["schemas"]
-    for path in document["paths"].values():
+    document["components"]["securitySchemes"] = _SECURITY
+    for name, path in document["paths"].items():
         for operation in path.values():
             operation["responses"].pop("422", None)
+            if "401" in operation["responses"]:
+                operation["security"] = _RELEASE if name == "/v1/release" else _ADMINISTRATION
             content = operation.get("requestBody", {}).get("content", {})
             for body in content.values():
                 components.update(body["schema"].pop("$defs", {}))

@@ -41,6 +41,8 @@ Moment = Annotated[
     ),
 ]
 Text = Annotated[str, Field(min_length=1, max_length=500)]
+Platform = Annotated[str, Field(pattern=r"^[!-~]{1,300}$", examples=["piid:00112233"])]
+TokenName = Annotated[str, Field(pattern=r"^[ -~]{1,100}$", examples=["alice"])]
 State = Literal["active", "deprecated", "revoked", "destroyed"]
 Role = Literal["owner", "operator", "auditor"]
 
@@ -243,20 +245,20 @@ class Nodes(_Message):
 class EvictBody(_Message):
     """A machine that gets no key any more."""
 
-    platform: Text
+    platform: Platform
     reason: Text
 
 
 class AdmitBody(_Message):
     """A machine that was evicted and may ask again."""
 
-    platform: Text
+    platform: Platform
 
 
 class TokenBody(_Message):
     """A token to be made."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100)]
+    name: TokenName
     role: Role
     expires: Moment | None = None
 

@@ -62,8 +62,10 @@ class Certificates:
                 ) from None
 
     def _stamp(self) -> tuple[tuple[int, int, int], ...]:
-        with os_errors(self._tls.certificate):
-            found = [os.stat(path) for path in (self._tls.certificate, self._tls.key)]
+        found = []
+        for path in (self._tls.certificate, self._tls.key):
+            with os_errors(path):
+                found.append(os.stat(path))
         return tuple((one.st_mtime_ns, one.st_ino, one.st_size) for one in found)
 
     def changed(self) -> bool:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -54,10 +52,12 @@ async def challenge(request: Request) -> ChallengeAnswer:
     return ChallengeAnswer(**here.release.challenge().to_json())
 
 
-_RELEASE: dict[str, Any] = {"responses": responses(401, 403, 415, 501), "response_model": Signed}
-
-
-@router.post("/release", openapi_extra=body_schema(ReleaseBody), **_RELEASE)
+@router.post(
+    "/release",
+    openapi_extra=body_schema(ReleaseBody),
+    responses=responses(401, 403, 415, 501),
+    response_model=Signed,
+)
 async def release(request: Request) -> JSONResponse:
     """Keys for a machine: each sealed to its one-time key, or refused with a short code.
 
@@ -72,7 +72,12 @@ async def release(request: Request) -> JSONResponse:
     return JSONResponse(await here.release.release(asked, known, source))
 
 
-@router.post("/lease/renew", openapi_extra=body_schema(RenewBody), **_RELEASE)
+@router.post(
+    "/lease/renew",
+    openapi_extra=body_schema(RenewBody),
+    responses=responses(415),
+    response_model=Signed,
+)
 async def renew(request: Request) -> JSONResponse:
     """More time for leases, where what was claimed then is acceptable now."""
     here = services(request)

@@ -51,7 +51,7 @@ async def show(request: Request, actor: Auditor) -> Tokens:
 
 @router.delete("/{id}", responses=responses(401, 403, 404))
 async def drop(
-    request: Request, actor: Owner, id: Annotated[str, Path(max_length=64, pattern=r"^[A-Za-z0-9_-]+$")]
+    request: Request, actor: Owner, id: Annotated[str, Path(pattern=r"^[0-9a-f]{16}$")]
 ) -> Empty:
     """A token that is good no more, from this moment on."""
     await run_sync(services(request).store.drop_token, id, actor)
