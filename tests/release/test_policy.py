@@ -51,6 +51,13 @@ def test_a_document_and_what_it_is_read_to():
     assert Policy.parse({**doc, "shadow": False}).digest != policy.digest
 
 
+def test_descriptions_are_for_people():
+    doc = document(requirement("tdx", description="any of the * machines"), description="*")
+    assert Policy.parse(doc).to_json() == doc
+    refused(document(requirement("tdx", description="")), "any[0].description")
+    refused(document(requirement("tdx", description="a\x1b[31m")), "any[0].description")
+
+
 @pytest.mark.parametrize(
     ("entries", "covered", "not_covered"),
     [

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from strongroom.attest.requirements_checks import Check
 from strongroom.attest.requirements_kinds import IDENTITY, KINDS, Kind
-from strongroom.attest.requirements_values import Problems, mapping, text, unknown_member
+from strongroom.attest.requirements_values import Problems, description, mapping, unknown_member
 from strongroom.errors import InvalidPolicy
 
 __all__ = ["SECONDARY", "Requirement", "parse_requirement"]
@@ -85,7 +85,7 @@ def parse_requirement(
             elif member == "with":
                 companions = _companions(given, where, problems, name, companion_of)
             elif member == "description":
-                text(given, where)
+                description(given, where)
             elif member != "kind":
                 raise unknown_member(member, (*kind.members, *_COMMON), path)
     listed = frozenset(members) - set(_COMMON)

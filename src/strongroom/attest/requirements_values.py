@@ -17,6 +17,7 @@ __all__ = [
     "Problems",
     "boolean",
     "choice",
+    "description",
     "entries",
     "hexadecimal",
     "integer",
@@ -33,7 +34,7 @@ MAX_LIST: Final = 4096
 
 _MAX_TEXT: Final = 500
 _HEX: Final = re.compile(r"[0-9a-f]+")
-_WILDCARDS: Final = frozenset({"any", "all", "ignore", "none"})
+_WILDCARDS: Final = frozenset({"any", "all", "ignore"})
 """Words that other systems take for "do not check"; as values they are an accident at best."""
 
 Leaf = Callable[[object, str], Any]
@@ -116,12 +117,18 @@ def matches(pattern: re.Pattern[str], what: str) -> Leaf:
     return read
 
 
-def text(value: object, path: str) -> str:
-    """A text, compared as it stands."""
+def description(value: object, path: str) -> str:
+    """A text for people, which nothing is compared with."""
     if not isinstance(value, str):
         raise InvalidPolicy(path, "is not a text")
     if not value or len(value) > _MAX_TEXT or not value.isprintable():
         raise InvalidPolicy(path, f"is not a text of 1 to {_MAX_TEXT} printable characters")
+    return value
+
+
+def text(value: object, path: str) -> str:
+    """A text, compared as it stands."""
+    value = description(value, path)
     if "*" in value or value.lower() in _WILDCARDS:
         raise InvalidPolicy(
             path,

@@ -18,11 +18,11 @@ from strongroom.attest.requirements import Requirement, parse_requirement
 from strongroom.attest.requirements_values import (
     Problems,
     boolean,
+    description,
     entries,
     integer,
     mapping,
     moment,
-    text,
     unknown_member,
 )
 from strongroom.errors import InvalidPolicy, UsageError
@@ -102,7 +102,7 @@ _SIMPLE: Final[Mapping[str, Callable[[object, str], Any]]] = {
     "id": _id,
     "version": integer(1, _MAX_VERSION),
     "keys": _keys,
-    "description": text,
+    "description": description,
     "shadow": boolean,
     "test_roots": boolean,
     "lease": parse_lease,
