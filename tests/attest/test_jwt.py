@@ -337,6 +337,34 @@ def test_short_rsa_keys_are_refused() -> None:
         check(*rs256(1024))
 
 
+_ALGORITHMS = [
+    *(f"{family}{size}" for family in ("RS", "PS") for size in (256, 384, 512)),
+    *("ES256", "ES384", "ES512"),
+]
+
+
+@pytest.mark.parametrize("algorithm", _ALGORITHMS)
+def test_each_algorithm(algorithm: str) -> None:
+    """Signed here by joserfc, and verified; a key of another algorithm does not do."""
+    from joserfc import jws
+    from joserfc.jwk import ECKey, RSAKey
+
+    curves = {"ES256": "P-256", "ES384": "P-384", "ES512": "P-521"}
+    key = ECKey.generate_key(curves[algorithm]) if algorithm in curves else RSAKey.generate_key(2048)
+    claims = {"iss": NAME, "aud": "test-server", "exp": int(NOW.timestamp()) + 60}
+    header = {"alg": algorithm, "kid": "one"}
+    data = jws.serialize_compact(
+        header, json.dumps(claims | {"eat_nonce": NONCE.hex()}).encode(), key, [algorithm]
+    ).encode()
+    jwks = json.dumps({"keys": [key.as_dict(private=False) | {"kid": "one"}]}).encode()
+    issuer = Issuer(NAME, "test-server", jwks=jwks, algorithms=(algorithm,))
+    assert check(data, issuer).bound == NONCE
+    with pytest.raises(NotAuthentic, match="algorithm"):
+        check(data, replace(issuer, algorithms=tuple({*_ALGORITHMS} - {algorithm})))
+    with pytest.raises(NotAuthentic, match="signature"):
+        check(data[:-8] + b"AAAAAAAA", issuer)
+
+
 def test_a_private_key_in_a_key_set_is_used_as_public() -> None:
     private = GOOGLE._signer.key.private_numbers().private_value
     jwk = GOOGLE.jwk() | {"d": b64url(private.to_bytes(48)), "key_ops": ["sign"]}

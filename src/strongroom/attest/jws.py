@@ -26,9 +26,9 @@ from strongroom.errors import MalformedEvidence, MissingEndorsement, MissingExtr
 from strongroom.format.encoding import parse_json, unb64url_text
 
 if TYPE_CHECKING:
-    from joserfc.jwk import ECKey, OKPKey, RSAKey
+    from joserfc.jwk import ECKey, RSAKey
 
-    Key = RSAKey | ECKey | OKPKey
+    Key = RSAKey | ECKey
 
 __all__ = ["LEEWAY", "MAX_KEYS", "Token", "verify_token"]
 
@@ -45,7 +45,6 @@ _KEY_TYPES: Final[Mapping[str, tuple[str, str | None]]] = {
     "ES256": ("EC", "P-256"),
     "ES384": ("EC", "P-384"),
     "ES512": ("EC", "P-521"),
-    "EdDSA": ("OKP", "Ed25519"),
 }
 """Algorithm → type and curve of its key. What is not here is refused, whatever an issuer's list says."""
 
@@ -212,23 +211,16 @@ def _key_of_set(header: Mapping[str, Any], algorithm: str, keys: list[Mapping[st
 _PUBLIC: Final = {
     "RSA": {"kty", "n", "e"},
     "EC": {"kty", "crv", "x", "y"},
-    "OKP": {"kty", "crv", "x"},
 }
 
 
 def _import_key(family: str, material: bytes | dict[str, Any]) -> Key:
     try:
-        from joserfc.jwk import ECKey, OKPKey, RSAKey
+        from joserfc.jwk import ECKey, RSAKey
     except ImportError:
         raise MissingExtra("Verifying a token", "attest") from None
     try:
-        key: Key
-        if family == "RSA":
-            key = RSAKey.import_key(material)
-        elif family == "EC":
-            key = ECKey.import_key(material)
-        else:
-            key = OKPKey.import_key(material)
+        key: Key = (RSAKey if family == "RSA" else ECKey).import_key(material)
         key.public_key  # noqa: B018 - members are looked at here, and not before
     except Exception:
         # joserfc raises errors of many kinds for what is no key, and none of them says more.
@@ -243,10 +235,8 @@ def _check_key(key: Key, algorithm: str) -> None:
     sizes = {"ES256": 256, "ES384": 384, "ES512": 521}
     if family == "RSA":
         fits = isinstance(public, rsa.RSAPublicKey) and public.key_size >= MIN_RSA_BITS
-    elif family == "EC":
-        fits = isinstance(public, ec.EllipticCurvePublicKey) and public.key_size == sizes[algorithm]
     else:
-        fits = key.key_type == "OKP"
+        fits = isinstance(public, ec.EllipticCurvePublicKey) and public.key_size == sizes[algorithm]
     if not fits:
         raise NotAuthentic("The key of the token's issuer does not fit the algorithm, or is too short.")
 
