@@ -306,6 +306,38 @@ def test_a_description_needs_no_collateral(kind):
     assert described["version"] == (4 if kind == "tdx" else 3)
 
 
+@pytest.mark.parametrize("version", [4, 5])
+def test_both_versions_of_tdx_say_the_same(version):
+    evidence = Evidence(
+        "tdx", quote("tdx", version=version, mr_td=b"\7" * 48), (PKI.collateral("tdx"),)
+    )
+    claims = verify(evidence, CONTEXT)
+    assert claims.bound == BOUND
+    assert claims.values["mr_td"] == "07" * 48
+    assert claims.values["tcb_status"] == "UpToDate"
+    assert ("mr_service_td" in claims.values) is (version == 5)
+    assert dcap.describe(evidence)["version"] == version
+    with pytest.raises(NotAuthentic, match="debug mode"):
+        verify(Evidence("tdx", quote("tdx", version=version, debug=True)), CONTEXT)
+
+
+def test_sgx_has_one_version():
+    for version in (4, 5):
+        data = version.to_bytes(2, "little") + quote("sgx")[2:]
+        with pytest.raises(MalformedEvidence, match="known form"):
+            verify(Evidence("sgx", data, (PKI.collateral("sgx"),)), CONTEXT)
+
+
+@pytest.mark.parametrize(
+    ("body", "size"), [(1, 648), (2, 648), (3, 584), (3, 0), (3, 2**32 - 1), (4, 648), (0, 648)]
+)
+def test_the_body_of_version_5_has_the_size_of_its_type(body, size):
+    data = bytearray(quote("tdx", version=5))
+    data[48:54] = body.to_bytes(2, "little") + size.to_bytes(4, "little")
+    with pytest.raises(MalformedEvidence):
+        verify(Evidence("tdx", bytes(data), (PKI.collateral("tdx"),)), CONTEXT)
+
+
 @pytest.mark.parametrize("version", [0, 1, 2, 5, 6, 255, 65535])
 def test_unknown_versions_are_malformed(version):
     data = version.to_bytes(2, "little") + quote("tdx")[2:]
@@ -357,6 +389,8 @@ def test_certificates_that_cannot_be_read_are_refused(old, new):
         attestation=PKI.keys["attestation"],
         pck=PKI.keys["pck"],
         chain=bad + rest,
+        qe_svn=8,
+        version=4,
     )
     with pytest.raises((MalformedEvidence, NotAuthentic)):
         verify(Evidence("tdx", signed, (PKI.collateral("tdx"),)), CONTEXT)

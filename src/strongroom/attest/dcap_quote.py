@@ -56,11 +56,9 @@ _NUMBERS: Final = {"isv_prod_id", "isv_svn", "config_svn", "misc_select"}
 _Layout = tuple[str, int, Mapping[str, tuple[int, int]]]
 _BY_TEE: Final[Mapping[tuple[int, int], _Layout]] = {
     (3, _SGX): ("sgx", 384, _SGX_BODY),
-    (4, _SGX): ("sgx", 384, _SGX_BODY),
     (4, _TDX): ("tdx", 584, _TD_BODY),
 }
 _BY_BODY: Final[Mapping[tuple[int, int], _Layout]] = {
-    (_SGX, 1): ("sgx", 384, _SGX_BODY),
     (_TDX, 2): ("tdx", 584, _TD_BODY),
     (_TDX, 3): ("tdx", 648, _TD15_BODY),
 }

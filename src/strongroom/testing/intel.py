@@ -27,7 +27,14 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.roots import Roots
 from strongroom.errors import NotFound, os_errors
 from strongroom.testing.intel_certificates import certificate, crl, pem, sgx_extension
-from strongroom.testing.intel_quote import QE_MR_SIGNER, raw_signature, sgx_body, sign_quote, td_body
+from strongroom.testing.intel_quote import (
+    QE_MR_SIGNER,
+    raw_signature,
+    sgx_body,
+    sign_quote,
+    td15_body,
+    td_body,
+)
 
 __all__ = ["KEYS_FILE", "ROOT_FILE", "IntelPki"]
 
@@ -134,7 +141,7 @@ class IntelPki:
         debug: bool = False,
         qe_svn: int = _QE_SVN,
     ) -> bytes:
-        """A quote of version 3 by an enclave; report data of 32 bytes are filled up with zeros."""
+        """A quote of version 3 by an enclave; report data are filled up with zeros."""
         flags = "07" if debug else "05"
         body = sgx_body(
             report_data.ljust(64, b"\0"),
@@ -144,18 +151,27 @@ class IntelPki:
             isv_svn=isv_svn,
             attributes=bytes.fromhex(flags + "00000000000000e700000000000000"),
         )
-        return self._quote(body, tdx=False, qe_svn=qe_svn)
+        return self._quote(body, tdx=False, qe_svn=qe_svn, version=3)
 
     def tdx_quote(
-        self, report_data: bytes, *, debug: bool = False, qe_svn: int = _QE_SVN, **parts: bytes
+        self,
+        report_data: bytes,
+        *,
+        debug: bool = False,
+        qe_svn: int = _QE_SVN,
+        version: int = 4,
+        **parts: bytes,
     ) -> bytes:
-        """A quote of version 4 by a trust domain; ``parts`` are mr_td, rtmr0 to rtmr3, mr_config_id …"""
+        """A quote by a trust domain: version 4, or 5 with a report of version 1.5.
+
+        ``parts`` are mr_td, rtmr0 to rtmr3, mr_config_id and so on, in bytes.
+        """
         if debug:
             parts = {"td_attributes": bytes.fromhex("0100001000000000"), **parts}
-        body = td_body(report_data.ljust(64, b"\0"), parts)
-        return self._quote(body, tdx=True, qe_svn=qe_svn)
+        body = (td15_body if version == 5 else td_body)(report_data.ljust(64, b"\0"), parts)
+        return self._quote(body, tdx=True, qe_svn=qe_svn, version=version)
 
-    def _quote(self, body: bytes, *, tdx: bool, qe_svn: int) -> bytes:
+    def _quote(self, body: bytes, *, tdx: bool, qe_svn: int, version: int) -> bytes:
         held = self.certificates
         chain = pem(held["pck"], held["ca"], held["root"]).encode()
         return sign_quote(
@@ -165,6 +181,7 @@ class IntelPki:
             pck=self.keys["pck"],
             chain=chain,
             qe_svn=qe_svn,
+            version=version,
         )
 
     def evidence(self, kind: str, report_data: bytes, **parts: Any) -> Evidence:

@@ -1,4 +1,4 @@
-"""Quotes of SGX (version 3) and TDX (version 4) in their real layout, signed by whoever is asked to."""
+"""Quotes of SGX and TDX in their real layouts, versions 3 to 5, signed by whoever is asked to."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-__all__ = ["QE_MR_SIGNER", "raw_public", "raw_signature", "sgx_body", "sign_quote", "td_body"]
+__all__ = [
+    "QE_MR_SIGNER",
+    "raw_public",
+    "raw_signature",
+    "sgx_body",
+    "sign_quote",
+    "td15_body",
+    "td_body",
+]
 
 QE_MR_SIGNER: Final = bytes.fromhex("8c4f5775d796503e96137f77c68a829a0056ac8ded70140b081b094490c57bff")
 _VENDOR: Final = bytes.fromhex("939a7233f79c4ca9940a0db3957f0607")
@@ -32,6 +40,7 @@ _TD_PARTS: Final = {
     "rtmr2": 48,
     "rtmr3": 48,
 }
+_BODY_TYPES: Final = {584: 2, 648: 3}
 _TD_USUAL: Final = {
     "tee_tcb_svn": bytes.fromhex("05010200000000000000000000000000"),
     # SEPT_VE_DISABLE, as in every trust domain of Linux.
@@ -90,6 +99,12 @@ def td_body(report_data: bytes, parts: Mapping[str, bytes]) -> bytes:
     return body + _sized(report_data, 64, "report data")
 
 
+def td15_body(report_data: bytes, parts: Mapping[str, bytes]) -> bytes:
+    """A trust domain's report of version 1.5, 648 bytes: on a module that was not updated since."""
+    body = td_body(report_data, parts)
+    return body + body[:16] + bytes(48)
+
+
 def _sized(value: bytes, size: int, name: str) -> bytes:
     if len(value) != size:
         raise ValueError(f"{name} has {len(value)} bytes, not {size}")
@@ -103,21 +118,25 @@ def sign_quote(
     attestation: ec.EllipticCurvePrivateKey,
     pck: ec.EllipticCurvePrivateKey,
     chain: bytes,
-    qe_svn: int = 8,
+    qe_svn: int,
+    version: int,
 ) -> bytes:
     """The whole quote.
 
     Args:
         body: the report.
-        tdx: version 4 for TDX; otherwise version 3 for SGX.
+        tdx: a report of a trust domain; otherwise of an enclave.
         attestation: key of the quoting enclave.
         pck: key of the platform, that vouches for it.
         chain: PEM: of the PCK, its CA, the root.
         qe_svn: the version that the quoting enclave says to have.
+        version: of the quote's format: 3 for SGX, 4 or 5 for TDX.
     """
-    version, tee = (4, 0x81) if tdx else (3, 0)
     # In version 3 the place of the TEE type is reserved, and zero.
-    signed = struct.pack("<HHIHH", version, 2, tee, qe_svn, 11) + _VENDOR + bytes(20) + body
+    signed = struct.pack("<HHIHH", version, 2, 0x81 if tdx else 0, qe_svn, 11) + _VENDOR + bytes(20)
+    if version == 5:
+        signed += struct.pack("<HI", _BODY_TYPES[len(body)], len(body))
+    signed += body
     auth = bytes(range(32))
     public = raw_public(attestation)
     qe = sgx_body(
@@ -131,5 +150,5 @@ def sign_quote(
     certified = qe + raw_signature(pck, qe) + struct.pack("<H", len(auth)) + auth
     certified += struct.pack("<HI", 5, len(chain)) + chain
     signature = raw_signature(attestation, signed) + public
-    signature += struct.pack("<HI", 6, len(certified)) + certified if tdx else certified
+    signature += certified if version == 3 else struct.pack("<HI", 6, len(certified)) + certified
     return signed + struct.pack("<I", len(signature)) + signature
