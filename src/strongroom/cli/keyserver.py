@@ -14,6 +14,7 @@ from strongroom.cli.terminal import note, plain, print_json
 from strongroom.cli.verb import Group, Json, Quiet
 from strongroom.cli.verb import verb as add_verb
 from strongroom.errors import MissingExtra, NoKey, UsageError
+from strongroom.model.output import FileOutput
 
 if TYPE_CHECKING:
     from strongroom.crypto.secret import SecretBytes
@@ -336,11 +337,15 @@ def token(
     Needs the root key. It is on record in the audit trail.
     """
     settings = _load(config)
-    from strongroom.keyserver.init import write_new
-
     with closing(_store(settings, passphrase_fd)) as store:
-        _, made = store.add_token("owner", "owner", None, _console())
-    write_new(output, made + "\n")
+        # First the place for it: a token that nobody has must not be good.
+        file = FileOutput(str(output), overwrite=False, mode=0o600)
+        try:
+            _, made = store.add_token("owner", "owner", None, _console())
+            file.write(made.encode() + b"\n")
+            file.commit()
+        finally:
+            file.abort()
     note(f"Wrote the token to {plain(str(output))}.")
 
 
