@@ -12,12 +12,12 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 
-from strongroom import __version__
 from strongroom.errors import StrongroomError
 from strongroom.keyserver.errors_http import HttpError, error_answer, status_and_code
 from strongroom.keyserver.logs import describe, log
 from strongroom.keyserver.routes import audit, health, keys, nodes, policies, public, tokens
 from strongroom.keyserver.services import Services
+from strongroom.keyserver.version import VERSION
 
 __all__ = ["make_app"]
 
@@ -35,7 +35,7 @@ def make_app(here: Services) -> FastAPI:
     """The application of one process, for ``here``."""
     app = FastAPI(
         title="strongroom key server",
-        version=__version__,
+        version=VERSION,
         description=_DESCRIPTION,
         docs_url=None,  # both fetch scripts from elsewhere
         redoc_url=None,

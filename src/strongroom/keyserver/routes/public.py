@@ -6,7 +6,6 @@ from anyio.to_thread import run_sync
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from strongroom import __version__
 from strongroom.format.encoding import b64url
 from strongroom.keyserver.auth import identities
 from strongroom.keyserver.bodies import body_schema, read_model, read_object
@@ -23,6 +22,7 @@ from strongroom.keyserver.schemas import (
     Signed,
 )
 from strongroom.keyserver.services import services
+from strongroom.keyserver.version import VERSION
 from strongroom.release.messages import ReleaseRequest
 
 __all__ = ["router"]
@@ -39,7 +39,7 @@ async def server(request: Request) -> Server:
         server_id=here.config.server_id,
         signing_key=b64url(keys.signing),
         registration_key=RecipientKey(suite=keys.suite, public_key=b64url(keys.registration)),
-        version=__version__,
+        version=VERSION,
         test=here.config.test,
     )
 
