@@ -13,6 +13,10 @@ import pytest
 
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.limits import MAX_EVIDENCE
+from strongroom.cli.attest_describe import describe
+from strongroom.cli.attest_show import flat
+from strongroom.errors import EvidenceError
+from strongroom.format.encoding import b64url
 from strongroom.testing.intel import KEYS_FILE, ROOT_FILE, IntelPki
 
 DATA = Path(__file__).parents[1] / "attest" / "data"
@@ -370,3 +374,41 @@ def test_evidence_that_was_changed_is_refused(cli, here, pki, test_root):
     path = here / "changed.json"
     path.write_text(json.dumps(replace(good, data=bytes(data)).to_json()))
     assert cli("attest", "verify", "--evidence", path, "--test-root", test_root).code == 6
+
+
+def anything():
+    from hypothesis import strategies as st
+
+    token = st.lists(st.binary(max_size=40).map(b64url), min_size=1, max_size=4).map(".".join)
+    leaf = st.none() | st.booleans() | st.integers() | st.text(max_size=20) | token
+    tree = st.recursive(
+        leaf,
+        lambda inner: (
+            st.lists(inner, max_size=4)
+            | st.dictionaries(
+                st.sampled_from(["devices", "report", "certificates", "JWT", "a"]), inner, max_size=4
+            )
+        ),
+        max_leaves=12,
+    )
+    return (
+        tree.map(lambda value: json.dumps(value).encode())
+        | st.binary(max_size=200)
+        | token.map(str.encode)
+    )
+
+
+@pytest.mark.parametrize("kind", ["nvidia", "jwt"])
+def test_whatever_bytes_are_described_or_refused(kind):
+    from hypothesis import given, settings
+
+    @settings(max_examples=300, deadline=None)
+    @given(data=anything())
+    def check(data):
+        try:
+            said = describe(Evidence(kind, data or b"x"))
+        except EvidenceError:
+            return
+        assert all(isinstance(name, str) and isinstance(value, str) for name, value in flat(said))
+
+    check()
