@@ -82,7 +82,11 @@ class Anchor:
         return head
 
     def advance(self, head: Head) -> None:
-        """Remember ``head``, durably, unless a later one is remembered already.
+        """Remember ``head``, unless a later one is remembered already.
+
+        Not forced to the disk: an anchor that has lost its last seconds with the power is behind
+        its database, and still notices one that was rolled back further. Waiting for it would double
+        the time of a commit (4 ms of 9).
 
         Raises:
             StorageError: the disk does not take it.
@@ -92,16 +96,19 @@ class Anchor:
             fcntl.flock(self._descriptor, fcntl.LOCK_EX)
             try:
                 if self.read().sequence < head.sequence:
-                    self.replace(head)
+                    self._write(head)
             finally:
                 fcntl.flock(self._descriptor, fcntl.LOCK_UN)
 
     def replace(self, head: Head) -> None:
-        """Remember ``head``, whatever was remembered."""
-        document = {"v": 1, "store": self._store, "sequence": head.sequence, "hash": head.hash}
+        """Remember ``head``, whatever was remembered, durably."""
         with os_errors(self._path):
-            os.pwrite(self._descriptor, dump_json(document).ljust(_SIZE - 1) + b"\n", 0)
+            self._write(head)
             os.fdatasync(self._descriptor)
+
+    def _write(self, head: Head) -> None:
+        document = {"v": 1, "store": self._store, "sequence": head.sequence, "hash": head.hash}
+        os.pwrite(self._descriptor, dump_json(document).ljust(_SIZE - 1) + b"\n", 0)
 
     def close(self) -> None:
         """Close the file."""

@@ -7,9 +7,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import Connection, delete, func, insert, select, update
+from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from strongroom.keyserver.store.core import CLOCK_TOLERANCE, Core, Transaction
@@ -104,9 +105,34 @@ class ReleaseBook(Core):
         return outcomes
 
 
-def _insert(connection: Connection, table: Any) -> Any:
+# Statements are made once: making them takes longer than running them (1 ms of a transaction's 2).
+
+
+def _insert(dialect: str, table: Any) -> Any:
     # The same words in both; SQLAlchemy has them per database.
-    return (sqlite if connection.dialect.name == "sqlite" else postgresql).insert(table)
+    return (sqlite if dialect == "sqlite" else postgresql).insert(table)
+
+
+@cache
+def _insert_leases(dialect: str) -> Any:
+    query = _insert(dialect, leases)
+    keyed = ("name", "version", "platform")
+    others = {
+        column.name: query.excluded[column.name] for column in leases.c if column.name not in keyed
+    }
+    return query.on_conflict_do_update(index_elements=keyed, set_=others)
+
+
+@cache
+def _insert_nodes(dialect: str) -> Any:
+    query = _insert(dialect, nodes)
+    return query.on_conflict_do_update(
+        index_elements=["platform"],
+        set_={
+            "last_seen": query.excluded.last_seen,
+            "first_seen": func.coalesce(nodes.c.first_seen, query.excluded.first_seen),
+        },
+    )
 
 
 def _release(transaction: Transaction, writes: Sequence[ReleaseWrite]) -> list[ReleaseOutcome]:
@@ -221,15 +247,7 @@ def _write_leases(
         }
         for write, grant in granted.values()
     ]
-    query = _insert(transaction.connection, leases)
-    keyed = ("name", "version", "platform")
-    transaction.connection.execute(
-        query.on_conflict_do_update(
-            index_elements=keyed,
-            set_={name: query.excluded[name] for name in rows[0] if name not in keyed},
-        ),
-        rows,
-    )
+    transaction.connection.execute(_insert_leases(transaction.connection.dialect.name), rows)
     _seen(transaction, {platform for _, _, platform in granted})
 
 
@@ -239,17 +257,7 @@ def _seen(transaction: Transaction, platforms: set[str]) -> None:
         {"platform": one, "evicted": False, "first_seen": now, "last_seen": now}
         for one in sorted(platforms)
     ]
-    query = _insert(transaction.connection, nodes)
-    transaction.connection.execute(
-        query.on_conflict_do_update(
-            index_elements=["platform"],
-            set_={
-                "last_seen": query.excluded.last_seen,
-                "first_seen": func.coalesce(nodes.c.first_seen, query.excluded.first_seen),
-            },
-        ),
-        rows,
-    )
+    transaction.connection.execute(_insert_nodes(transaction.connection.dialect.name), rows)
 
 
 def _renew(transaction: Transaction, write: RenewWrite) -> bool:
