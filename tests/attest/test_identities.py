@@ -12,7 +12,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from strongroom.attest import identities
 from strongroom.errors import EvidenceError, MalformedEvidence, NotAuthentic
-from strongroom.testing.nvidia import Authority
+from strongroom.testing.authority import Authority
 from strongroom.testing.tokens import TokenIssuer
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)

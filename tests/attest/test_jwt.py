@@ -21,7 +21,7 @@ from strongroom.attest.roots import Issuer, production
 from strongroom.attest.verify import Context, verify
 from strongroom.errors import EvidenceError, MalformedEvidence, MissingEndorsement, NotAuthentic
 from strongroom.format.encoding import b64url
-from strongroom.testing.nvidia import Authority
+from strongroom.testing.authority import Authority
 from strongroom.testing.tokens import TokenIssuer
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)

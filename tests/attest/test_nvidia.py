@@ -31,7 +31,7 @@ from strongroom.attest.roots import production
 from strongroom.attest.verify import Context, verify
 from strongroom.errors import EvidenceError, MalformedEvidence, NotAuthentic
 from strongroom.format.encoding import b64url
-from strongroom.testing.nvidia import Authority
+from strongroom.testing.authority import Authority
 
 REAL = Context(AT, production())
 

@@ -14,7 +14,7 @@ from strongroom.attest.nvidia_rim import parse_rim, verify_rim
 from strongroom.attest.roots import production
 from strongroom.attest.verify import Context, verify
 from strongroom.errors import NotAuthentic, Unavailable
-from strongroom.testing.nvidia import Authority
+from strongroom.testing.authority import Authority
 
 LEAF, CHIP, ICA, IDENTITY, ROOT = load_certificates(read("nvidia/h100.pem"))
 

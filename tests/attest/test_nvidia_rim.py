@@ -16,7 +16,8 @@ from strongroom.attest.nvidia_report import parse_report
 from strongroom.attest.nvidia_rim import MAX_RIM, Rim, parse_rim, verify_rim, version_of
 from strongroom.attest.roots import production
 from strongroom.errors import EvidenceError, MalformedEvidence, NotAuthentic
-from strongroom.testing.nvidia import Authority, manifest_xml, sign_manifest
+from strongroom.testing.authority import Authority
+from strongroom.testing.nvidia_manifests import manifest_xml, sign_manifest
 
 OLD = ("nvidia/Driver_RIM_test_no_gpu.swidtag", "nvidia/1010_0200_882_96005E0001_PROD.swidtag")
 FITTING = (f"nvidia/{DRIVER_ID}.xml", f"nvidia/{VBIOS_ID}.xml")

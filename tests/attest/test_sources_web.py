@@ -28,7 +28,7 @@ from strongroom.attest.sources.naming import path_of
 from strongroom.attest.sources.web import Web
 from strongroom.attest.verify import Context, verify
 from strongroom.errors import MissingEndorsement, Unavailable
-from strongroom.testing.nvidia import Authority
+from strongroom.testing.authority import Authority
 from strongroom.testing.tokens import TokenIssuer
 
 DRIVER = Wanted("nvidia-rim", {"id": DRIVER_ID})

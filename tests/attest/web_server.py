@@ -13,7 +13,7 @@ from pathlib import Path
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from strongroom.testing.nvidia import Authority
+from strongroom.testing.authority import Authority
 
 
 @dataclass

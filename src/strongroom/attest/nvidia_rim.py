@@ -7,9 +7,6 @@ whole document. What is read are the canonical bytes that the signature covers, 
 
 from __future__ import annotations
 
-import base64
-import binascii
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,15 +14,9 @@ from datetime import datetime
 from typing import Any, Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 
-from strongroom.attest.certificates import load_certificate
-from strongroom.attest.chains import chain_to
-from strongroom.attest.limits import MAX_CERTIFICATES
-from strongroom.errors import MalformedEvidence, MissingExtra, NotAuthentic
+from strongroom.attest.nvidia_signature import SIGNATURE, verify_enveloped
+from strongroom.errors import MalformedEvidence, MissingExtra
 
 __all__ = ["MAX_RIM", "Rim", "parse_rim", "verify_rim", "version_of"]
 
@@ -36,16 +27,9 @@ _MAX_INDEX: Final = 254
 _MAX_ALTERNATIVES: Final = 64
 _HASH_SIZE: Final = 48
 _SWID: Final = "{http://standards.iso.org/iso/19770/-2/2015/schema.xsd}"
-_DSIG: Final = "{http://www.w3.org/2000/09/xmldsig#}"
 _HASH: Final = "{http://www.w3.org/2001/04/xmlenc#sha384}Hash"
 _XML: Final = "{http://www.w3.org/XML/1998/namespace}"
-_ECDSA_SHA384: Final = "http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha384"
-_SHA384: Final = "http://www.w3.org/2001/04/xmldsig-more#sha384"
-_ENVELOPED: Final = "http://www.w3.org/2000/09/xmldsig#enveloped-signature"
-_C14N: Final = frozenset(
-    {"http://www.w3.org/2006/12/xml-c14n11", "http://www.w3.org/TR/2001/REC-xml-c14n-20010315"}
-)
-"""Both give the same bytes for a document without xml: attributes, and others are refused."""
+
 
 _HEX: Final = re.compile(r"[0-9a-fA-F]{96}")
 
@@ -123,36 +107,16 @@ def verify_rim(root: Any, trusted: bytes, now: datetime) -> Rim:
         MalformedEvidence: not a manifest, or signed in another form.
         NotAuthentic: the signature, the chain or a date speaks against it.
     """
-    from lxml import etree
-
     _refuse_foreign(root)
-    signature = _only(root, _DSIG + "Signature")
-    signed_info, value, key_info = _children(signature, "SignedInfo", "SignatureValue", "KeyInfo")
-    digest = _check_signed_info(signed_info)
-    chain, until = chain_to(_certificates(key_info), trusted, now)
-    # Canonical before it is cut loose: the namespaces that its ancestors declare belong to it.
-    _check_signature(chain[0], _base64(value), _canonical(etree, signed_info))
-    _detach(signature)
-    content = _canonical(etree, root)
-    if hashlib.sha384(content).digest() != digest:
-        raise NotAuthentic("The reference manifest was changed after it was signed.")
-    signed = parse_rim(content)
+    found = verify_enveloped(root, _only(root, SIGNATURE), trusted, now)
+    signed = parse_rim(found.content)
     return Rim(
         version=version_of(signed),
         product=_attribute(_only(signed, _SWID + "Meta"), "product"),
         measurements=_measurements(_only(signed, _SWID + "Payload")),
-        not_after=until,
-        chain=chain,
+        not_after=found.not_after,
+        chain=found.chain,
     )
-
-
-def _canonical(etree: Any, element: Any) -> bytes:
-    try:
-        result: bytes = etree.tostring(element, method="c14n", with_comments=False, with_tail=False)
-    except etree.LxmlError:
-        # Such as: the name of a namespace is a relative URL.
-        raise MalformedEvidence("The reference manifest has no canonical form.") from None
-    return result
 
 
 def _refuse_foreign(root: Any) -> None:
@@ -163,65 +127,11 @@ def _refuse_foreign(root: Any) -> None:
     for element in root.iter():
         if not isinstance(element.tag, str):
             raise MalformedEvidence("A reference manifest has a processing instruction or an entity.")
-        signatures += element.tag == _DSIG + "Signature"
+        signatures += element.tag == SIGNATURE
         if any(name.startswith(_XML) for name in element.attrib):
             raise MalformedEvidence("A reference manifest has an attribute of XML itself.")
     if signatures != 1:
         raise MalformedEvidence(f"A reference manifest has one signature, and this one {signatures}.")
-
-
-def _check_signed_info(signed_info: Any) -> bytes:
-    """The digest of the whole document, where the signature says in the one known form that it covers it."""
-    method, how, reference = _children(
-        signed_info, "CanonicalizationMethod", "SignatureMethod", "Reference"
-    )
-    transforms, digest_method, digest = _children(
-        reference, "Transforms", "DigestMethod", "DigestValue"
-    )
-    chosen = [transform.get("Algorithm") for transform in transforms]
-    if (
-        method.get("Algorithm") not in _C14N
-        or how.get("Algorithm") != _ECDSA_SHA384
-        or reference.get("URI") != ""
-        or digest_method.get("Algorithm") != _SHA384
-        or len(chosen) != 2
-        or chosen[0] != _ENVELOPED
-        or chosen[1] not in _C14N
-        or any(len(transform) for transform in (*transforms, method))
-    ):
-        raise MalformedEvidence("The reference manifest is not signed as a whole, in the known form.")
-    return _base64(digest)
-
-
-def _certificates(key_info: Any) -> list[x509.Certificate]:
-    (data,) = _children(key_info, "X509Data")
-    if not 0 < len(data) <= MAX_CERTIFICATES:
-        raise MalformedEvidence("The reference manifest does not bring its signer's certificates.")
-    return [load_certificate(_base64(one)) for one in _children(data, *["X509Certificate"] * len(data))]
-
-
-def _check_signature(leaf: x509.Certificate, signature: bytes, content: bytes) -> None:
-    key = leaf.public_key()
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
-        raise NotAuthentic("The reference manifest is not signed by a P-384 key.")
-    if len(signature) != 2 * _HASH_SIZE:
-        raise NotAuthentic("The signature of the reference manifest has another size.")
-    r, s = (int.from_bytes(part) for part in (signature[:_HASH_SIZE], signature[_HASH_SIZE:]))
-    try:
-        key.verify(encode_dss_signature(r, s), content, ec.ECDSA(hashes.SHA384()))
-    except InvalidSignature:
-        raise NotAuthentic("The signature of the reference manifest is wrong.") from None
-
-
-def _detach(signature: Any) -> None:
-    """Take the signature out, and leave the text after it."""
-    parent, before = signature.getparent(), signature.getprevious()
-    if signature.tail:
-        if before is None:
-            parent.text = (parent.text or "") + signature.tail
-        else:
-            before.tail = (before.tail or "") + signature.tail
-    parent.remove(signature)
 
 
 def _measurements(payload: Any) -> dict[int, tuple[bytes, ...]]:
@@ -259,13 +169,6 @@ def _only(parent: Any, tag: str) -> Any:
     return found[0]
 
 
-def _children(parent: Any, *names: str) -> list[Any]:
-    """The children of a part of the signature: these, in this order, and no other."""
-    if [child.tag for child in parent] != [_DSIG + name for name in names]:
-        raise MalformedEvidence("The reference manifest is not signed in the known form.")
-    return list(parent)
-
-
 def _attribute(element: Any, name: str) -> str:
     value = element.get(name)
     if not value:
@@ -278,10 +181,3 @@ def _number(element: Any, name: str, limit: int) -> int:
     if not re.fullmatch(r"[0-9]{1,3}", text) or int(text) > limit:
         raise MalformedEvidence(f"A number in the reference manifest is not usable: {name}.")
     return int(text)
-
-
-def _base64(element: Any) -> bytes:
-    try:
-        return base64.b64decode("".join((element.text or "").split()), validate=True)
-    except (binascii.Error, ValueError):
-        raise MalformedEvidence("The reference manifest is not signed in the known form.") from None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import struct
 from collections.abc import Mapping, Sequence
@@ -12,17 +11,16 @@ from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from cryptography.x509 import ocsp
-from cryptography.x509.oid import NameOID
 
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.nvidia_evidence import write_devices
 from strongroom.attest.roots import Roots
+from strongroom.testing.authority import Authority
+from strongroom.testing.nvidia_manifests import manifest_xml, sign_manifest
 
-__all__ = ["Authority", "Gpu", "NvidiaPki", "manifest_xml", "sign_manifest"]
+__all__ = ["Gpu", "NvidiaPki"]
 
 DRIVER: Final = "580.95.05"
 VBIOS: Final = "96.00.CF.00.02"
@@ -32,71 +30,6 @@ _FOREVER: Final = timedelta(days=3650)
 _SHA384: Final = bytes.fromhex("0609608648016503040202")
 _DRIVER_INDEXES: Final = (*range(21, 41), 7)
 _VBIOS_INDEXES: Final = (*range(7), *range(8, 13))
-
-
-@dataclass(frozen=True)
-class Authority:
-    """A certificate and its key."""
-
-    certificate: x509.Certificate
-    key: ec.EllipticCurvePrivateKey
-
-    @classmethod
-    def make(
-        cls,
-        name: str,
-        since: datetime,
-        until: datetime,
-        by: Authority | None = None,
-        *,
-        ca: bool = True,
-        extensions: Sequence[tuple[x509.ExtensionType, bool]] = (),
-    ) -> Authority:
-        """A certificate, P-384, issued by ``by`` or by itself."""
-        key = ec.generate_private_key(ec.SECP384R1())
-        subject = x509.Name(
-            [
-                x509.NameAttribute(NameOID.COMMON_NAME, name),
-                x509.NameAttribute(NameOID.ORGANIZATION_NAME, "strongroom test"),
-            ]
-        )
-        usage = dict.fromkeys(
-            (
-                "content_commitment",
-                "key_encipherment",
-                "data_encipherment",
-                "key_agreement",
-                "encipher_only",
-                "decipher_only",
-            ),
-            False,
-        )
-        builder = (
-            x509.CertificateBuilder()
-            .subject_name(subject)
-            .issuer_name(by.certificate.subject if by else subject)
-            .public_key(key.public_key())
-            .serial_number(x509.random_serial_number())
-            .not_valid_before(since)
-            .not_valid_after(until)
-            .add_extension(x509.BasicConstraints(ca=ca, path_length=None), critical=True)
-            .add_extension(
-                x509.KeyUsage(digital_signature=not ca, key_cert_sign=ca, crl_sign=ca, **usage), True
-            )
-        )
-        for extension, critical in extensions:
-            builder = builder.add_extension(extension, critical)
-        return cls(builder.sign(by.key if by else key, hashes.SHA384()), key)
-
-    @property
-    def pem(self) -> bytes:
-        """Its certificate."""
-        return self.certificate.public_bytes(Encoding.PEM)
-
-    def sign(self, content: bytes) -> bytes:
-        """ECDSA with SHA-384, r and s, 48 bytes each."""
-        r, s = decode_dss_signature(self.key.sign(content, ec.ECDSA(hashes.SHA384())))
-        return r.to_bytes(48) + s.to_bytes(48)
 
 
 @dataclass(frozen=True)
@@ -289,59 +222,6 @@ class NvidiaPki:
         if by is not None:
             builder = builder.certificates([by.certificate])
         return builder.sign(signer.key, hashes.SHA384()).public_bytes(Encoding.DER)
-
-
-def manifest_xml(version: str, values: Mapping[int, Sequence[bytes]], product: str = "GH100") -> str:
-    """A manifest without its signature."""
-    lines = []
-    for index, allowed in sorted(values.items()):
-        said = " ".join(f'ns2:Hash{n}="{value.hex()}"' for n, value in enumerate(allowed))
-        lines.append(
-            f'<ns0:Resource type="Measurement" index="{index}" active="True"'
-            f' alternatives="{len(allowed)}" {said} name="Measurement_{index}" size="48"/>'
-        )
-    swid = "http://standards.iso.org/iso/19770/-2/2015/schema.xsd"
-    return (
-        f'<SoftwareIdentity xmlns="{swid}" xmlns:ns0="{swid}"'
-        ' xmlns:ns2="http://www.w3.org/2001/04/xmlenc#sha384" name="TEST" tagId="test" version="1.0">'
-        f'<ns0:Meta colloquialVersion="{version}" product="{product}"/>'
-        f"<ns0:Payload>{''.join(lines)}</ns0:Payload></SoftwareIdentity>"
-    )
-
-
-def sign_manifest(xml: str, chain: Sequence[Authority]) -> bytes:
-    """``xml`` with the signature of the first of ``chain`` before its end."""
-    from lxml import etree
-
-    def canonical(element: Any) -> bytes:
-        result: bytes = etree.tostring(element, method="c14n", with_comments=False, with_tail=False)
-        return result
-
-    root = etree.fromstring(xml.encode())
-    c14n = "http://www.w3.org/2006/12/xml-c14n11"
-    enveloped = "http://www.w3.org/2000/09/xmldsig#enveloped-signature"
-    digest = base64.b64encode(hashlib.sha384(canonical(root)).digest()).decode()
-    certificates = "".join(
-        "<ds:X509Certificate>"
-        + base64.b64encode(one.certificate.public_bytes(Encoding.DER)).decode()
-        + "</ds:X509Certificate>"
-        for one in chain
-    )
-    signature = etree.fromstring(
-        '<ds:Signature xmlns:ds="http://www.w3.org/2000/09/xmldsig#"><ds:SignedInfo>'
-        f'<ds:CanonicalizationMethod Algorithm="{c14n}"/>'
-        '<ds:SignatureMethod Algorithm="http://www.w3.org/2001/04/xmldsig-more#ecdsa-sha384"/>'
-        f'<ds:Reference URI=""><ds:Transforms><ds:Transform Algorithm="{enveloped}"/>'
-        f'<ds:Transform Algorithm="{c14n}"/></ds:Transforms>'
-        '<ds:DigestMethod Algorithm="http://www.w3.org/2001/04/xmldsig-more#sha384"/>'
-        f"<ds:DigestValue>{digest}</ds:DigestValue></ds:Reference></ds:SignedInfo>"
-        f"<ds:SignatureValue/><ds:KeyInfo><ds:X509Data>{certificates}</ds:X509Data></ds:KeyInfo>"
-        "</ds:Signature>"
-    )
-    root.append(signature)
-    signature[1].text = base64.b64encode(chain[0].sign(canonical(signature[0]))).decode()
-    result: bytes = etree.tostring(root)
-    return result
 
 
 def _der(tag: int, content: bytes) -> bytes:

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from strongroom.attest.roots import Issuer
 from strongroom.format.encoding import b64url
-from strongroom.testing.nvidia import Authority
+from strongroom.testing.authority import Authority
 
 __all__ = ["TokenIssuer"]
 
