@@ -1,8 +1,10 @@
 """A key server in the test's own process: it speaks the protocol by the functions of ``release``, asks
 for no evidence, gives leases of seconds, and can be made to lie, to fail and to go away."""
 
+import contextlib
 import json
 import secrets
+import socket
 import ssl
 import threading
 from datetime import UTC, datetime, timedelta
@@ -141,6 +143,8 @@ class StubServer:
             self.http.shutdown()
             self.http.server_close()
             for connection in self.open:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
                 connection.close()
             self.http = None
 

@@ -14,11 +14,11 @@ import socket
 from typing import Any, Final
 
 from strongroom.crypto.derive import BUNDLE_SIZE
-from strongroom.errors import ReleaseDenied, StrongroomError, UsageError
+from strongroom.errors import StrongroomError, UsageError
 from strongroom.format.encoding import parse_json, unb64url_text
 from strongroom.keycache.holder import Held, KeyHolder
 from strongroom.keycache.rules import Peer, Rules, peer_of
-from strongroom.providers.unix_socket import MAX_REQUEST, error_code, frame
+from strongroom.providers.unix_socket import MAX_REQUEST, error_message, frame
 from strongroom.release.binding import WantedKey
 from strongroom.release.messages import time_text
 from strongroom.release.names import KeyName, check_name, check_version
@@ -259,9 +259,7 @@ class _Connection:
         self._send(frame(header), held.dek.buffer)
 
     def _refuse(self, error: StrongroomError) -> None:
-        code = error.code if isinstance(error, ReleaseDenied) else error_code(error)
-        said = {"code": code, "message": error.message, "hint": error.hint}
-        self._send(frame({"v": 1, "error": said}))
+        self._send(frame(error_message(error)))
 
     def _send(self, *parts: bytes | memoryview) -> None:
         """All at once or not at all: a peer that does not read is left."""

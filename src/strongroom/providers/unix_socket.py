@@ -27,11 +27,11 @@ from strongroom.errors import (
 )
 from strongroom.format.encoding import dump_json, parse_json
 from strongroom.format.header import Header
-from strongroom.providers.keyserver.denial import CODES, denied
+from strongroom.providers.keyserver.denial import denied
 from strongroom.providers.keyserver.source import wanted_keys
 from strongroom.release.binding import WantedKey
 
-__all__ = ["MAX_ANSWER", "MAX_REQUEST", "KeyCache", "error_code", "frame", "socket_path"]
+__all__ = ["MAX_ANSWER", "MAX_REQUEST", "KeyCache", "error_message", "frame", "socket_path"]
 
 MAX_REQUEST: Final = 4096
 """Bytes of a request's JSON: a name has at most 200."""
@@ -201,19 +201,22 @@ def _check_owner(connection: socket.socket, path: str) -> None:
         )
 
 
-def error_code(error: StrongroomError) -> str:
-    """What the cache calls an error; a client raises it as the same class."""
+def error_message(error: StrongroomError) -> dict[str, Any]:
+    """The answer of a cache that fails; a client raises it as the same class."""
+    said = {"code": "unavailable", "message": error.message, "hint": error.hint}
+    if isinstance(error, ReleaseDenied):
+        said |= {"code": "release-denied", "reason": error.code}
     for code, kind in _CLASSES.items():
         if isinstance(error, kind):
-            return code
-    return "unavailable"
+            said["code"] = code
+    return {"v": 1, "error": said}
 
 
 def _error(said: object, name: object) -> StrongroomError:
     said = said if isinstance(said, dict) else {}
-    code, message, hint = (said.get(one) for one in ("code", "message", "hint"))
-    if isinstance(code, str) and code in CODES:
-        return denied(code, name)
+    code, reason, message, hint = (said.get(one) for one in ("code", "reason", "message", "hint"))
+    if code == "release-denied" and isinstance(reason, str):
+        return denied(reason, name)
     kind = _CLASSES.get(code, ServerUnavailable) if isinstance(code, str) else ServerUnavailable
     return kind(
         message if isinstance(message, str) else "The key cache failed.",
