@@ -293,6 +293,27 @@ def test_endorsements_of_files_take_the_place_of_those_in_the_evidence(
     assert "from the future" in done.error()
 
 
+def test_endorsements_of_a_directory(cli, here):
+    from strongroom.attest.endorsements import Wanted
+    from strongroom.attest.sources.naming import path_of
+
+    arguments = recorded("dcap/tdx_v4.bin")
+    collateral = arguments[arguments.index("--endorsements") + 1]
+    place = (
+        here
+        / "known"
+        / path_of(Wanted("intel", {"tee": "tdx", "fmspc": "B0C06F000000", "ca": "platform"}))
+    )
+    (here / "empty").mkdir()
+    arguments[arguments.index("--endorsements") + 1] = here / "known"
+    place.parent.mkdir(parents=True)
+    assert cli("attest", "verify", *arguments).code == 6
+    place.write_bytes(collateral.read_bytes())
+    done = cli("attest", "verify", *arguments)
+    assert done.code == 0, done.err
+    assert cli("attest", "verify", *arguments, "--endorsements", here / "empty").code == 2
+
+
 def test_the_kind_is_needed_for_raw_bytes_and_must_agree(cli, evidence, test_root):
     raw = DCAP / "tdx_v4.bin"
     assert "--kind" in cli("attest", "show", raw).hint()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from cryptography import x509
 from rich.text import Text
 
 from strongroom.attest.appraise import rules
+from strongroom.attest.endorsements import EndorsementSource
 from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.limits import MAX_ENDORSEMENTS
 from strongroom.attest.roots import Roots, production
@@ -75,6 +77,17 @@ def _roots(test_root: str | None, kind: str) -> Roots:
         raise UsageError(f"Evidence of the kind {kind} has no root certificate.")
     note("a root for tests is believed. Anybody can have made this evidence.", label="TEST ROOT: ")
     return replace(base, test=True, **places[kind])
+
+
+def _directory(endorsements: Sequence[str]) -> EndorsementSource | None:
+    found = [one for one in endorsements if os.path.isdir(one)]
+    if len(found) > 1:
+        raise UsageError("--endorsements takes one directory.")
+    if not found:
+        return None
+    from strongroom.attest.sources.files import DirectorySource
+
+    return DirectorySource(found[0])
 
 
 def _check_bound(claims: Claims, expected: bytes) -> None:
@@ -161,7 +174,8 @@ def attest_verify(
             "--endorsements",
             metavar="FILE",
             show_default=False,
-            help="What vouches for it: certificates, CRLs, collateral. Can be repeated.",
+            help="What vouches for it: certificates, CRLs, collateral; or a directory of them. Can be "
+            "repeated.",
         ),
     ] = None,
     at: Annotated[
@@ -212,10 +226,11 @@ def attest_verify(
     A machine in debug mode is never acceptable.
     """
     now = datetime.now(UTC) if at is None else parse_time(at, "--at")
-    found = read_evidence(evidence, kind, endorsements or ())
+    files = [one for one in endorsements or () if not os.path.isdir(one)]
+    found = read_evidence(evidence, kind, files)
     expected = attest_collect.bound_bytes(report_data, challenge, found.kind)
     wanted = None if policy is None else read_policy(policy)
-    context = Context(now, _roots(test_root, found.kind))
+    context = Context(now, _roots(test_root, found.kind), _directory(endorsements or ()))
     try:
         claims, decision = _verdict(found, context, expected, wanted)
     except EvidenceError as error:
