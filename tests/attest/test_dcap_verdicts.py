@@ -286,6 +286,19 @@ def test_what_stops_a_process_passes(monkeypatch, raised):
         verdict("tdx")
 
 
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{}", '{"report": {}}', '{"report": {"TD10": {}}, "tcb": {}}']
+)
+def test_a_verdict_that_cannot_be_read_is_none(monkeypatch, text):
+    class Found:
+        def to_json(self):
+            return text
+
+    monkeypatch.setattr(dcap, "_verify", lambda *arguments: Found())
+    with pytest.raises(NotAuthentic):
+        verdict("tdx")
+
+
 def test_what_the_library_verified_is_what_we_read(monkeypatch):
     """If the two ever read a quote differently, nobody believes it."""
     from strongroom.attest import dcap_quote

@@ -30,12 +30,7 @@ from strongroom.attest.dcap_quote import Quote
 from strongroom.attest.endorsements import Wanted
 from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.verify import Context
-from strongroom.errors import (
-    MalformedEvidence,
-    MissingEndorsement,
-    MissingExtra,
-    NotAuthentic,
-)
+from strongroom.errors import MalformedEvidence, MissingEndorsement, MissingExtra, NotAuthentic
 
 __all__ = ["describe", "verify"]
 
@@ -65,9 +60,12 @@ def verify(evidence: Evidence, context: Context) -> Claims:
     collateral.check_revoked(chain)
     root_der = root.public_bytes(Encoding.DER)
     found = _call(_verify, library, evidence.data, collateral, root_der, int(context.now.timestamp()))
-    said = json.loads(found.to_json())
-    _check_same_report(quote, said)
-    return _claims(quote, said, not_after, context.roots.test)
+    try:
+        said = json.loads(found.to_json())
+        _check_same_report(quote, said)
+        return _claims(quote, said, not_after, context.roots.test)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        raise NotAuthentic("The library's verdict cannot be read.") from None
 
 
 def parse(evidence: Evidence) -> Quote:
