@@ -140,8 +140,9 @@ def test_evicted_and_admitted(cli, sealed, key, policy, ask):
     assert cli("keys", "add", "evicted", sealed, "-k", key).code == 0
     policy("evicted")
     ask("evicted", bundle)
-    assert cli("nodes", "evict", PLATFORM, "--reason", "stolen", "--yes").code == 0
+    evicted = cli("nodes", "evict", PLATFORM, "--reason", "stolen", "--yes")
     try:
+        assert (evicted.code, evicted.err) == (0, "")
         assert refused(ask, "evicted", bundle) == "evicted"
     finally:
         assert cli("nodes", "admit", PLATFORM).code == 0

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from strongroom.cli.admin import Reason, Server, TokenFile, Yes, confirm, open_admin, print_rows
-from strongroom.cli.terminal import plain, print_json
+from strongroom.cli.terminal import note, plain, print_json
 from strongroom.cli.verb import Group, Json, verb
 
 __all__ = ["app"]
@@ -57,8 +57,11 @@ def evict(
     """Give a machine no key and no renewal from now on. It keeps what it has until its leases end."""
     confirm(f"{platform} stops when its leases end.", yes)
     with open_admin(server, token_file) as caller:
+        known = {one.get("platform") for one in caller.admin.nodes()}
         caller.admin.evict(platform, reason)
     _done(platform, evicted=True, json=json)
+    if platform not in known:
+        note("no key was released to a machine of this name: is it spelled right?", label="warning: ")
 
 
 def admit(
