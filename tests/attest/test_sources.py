@@ -21,10 +21,12 @@ from strongroom.attest.sources import (
     HttpSource,
     endorsement_source,
 )
+from strongroom.attest.sources.content import names_of
 from strongroom.attest.sources.naming import path_of
 from strongroom.attest.sources.validity import valid_until
 from strongroom.attest.verify import Context, verify
 from strongroom.errors import MissingEndorsement, NotAuthentic, Unavailable, UsageError
+from strongroom.testing.amd import SnpPki
 from strongroom.testing.nvidia import NvidiaPki
 
 DRIVER = Wanted("nvidia-rim", {"id": DRIVER_ID})
@@ -150,6 +152,77 @@ def test_a_directory_by_content(tmp_path: Path) -> None:
     (tmp_path / "c.swidtag").write_bytes(driver + b"\n")
     with pytest.raises(MissingEndorsement, match="several"):
         source.fetch(DRIVER)
+
+
+def test_amds_files_by_content(tmp_path: Path) -> None:
+    """Those of the recorded reports, all in one directory, and the reports verify with them."""
+    names = ["milan_v3", "turin_v5", "genoa_v5"]
+    for name in names:
+        (tmp_path / f"{name}-key").write_bytes(read(f"snp/{name}.vek"))
+        product = name.split("_")[0]
+        chain = read(f"snp/roots/{product}_ask_ark_asvk.pem")
+        (tmp_path / f"{product}-chain").write_bytes(chain)
+    # As read-only media are: one file there is of no use, and in nobody's way.
+    (tmp_path / "huge").write_bytes(bytes((1 << 20) + 1))
+    source = DirectorySource(tmp_path)
+    for signer in ("vcek", "vlek"):
+        wanted = Wanted("amd-chain", {"product": "Genoa", "signer": signer})
+        assert source.fetch(wanted) == read("snp/roots/genoa_ask_ark_asvk.pem")
+    for name in names:
+        (wanted,) = (path for path in names_of(read(f"snp/{name}.vek")))
+        assert wanted.startswith(f"amd-vcek/{name.split('_')[0].capitalize()}_")
+
+
+@pytest.mark.parametrize("by_name", [False, True])
+def test_a_report_of_amd_with_all_that_it_needs_from_files(tmp_path: Path, by_name: bool) -> None:
+    pki = SnpPki.create(AT)
+    report = pki.report(b"bound")
+    files = {"key": pki.key_der, "chain": pki.chain_pem, "list": pki.crl()}
+    source = DirectorySource(tmp_path)
+    for name, data in files.items():
+        if by_name:
+            for path in names_of(data):
+                (tmp_path / path).parent.mkdir(exist_ok=True)
+                (tmp_path / path).write_bytes(data)
+        else:
+            (tmp_path / name).write_bytes(data)
+    context = Context(AT, pki.roots(production()), source)
+    assert verify(Evidence("snp", report), context).bound.startswith(b"bound")
+    for path in [*tmp_path.rglob("*.crl"), tmp_path / "list"]:
+        path.unlink(missing_ok=True)
+    with pytest.raises(MissingEndorsement):
+        verify(Evidence("snp", report), context)
+
+
+def test_names_by_content_follow_the_file(tmp_path: Path) -> None:
+    source = DirectorySource(tmp_path)
+    file = tmp_path / "manifest"
+    file.write_bytes(manifests()[0])
+    assert source.fetch(DRIVER) == manifests()[0]
+    file.write_bytes(manifests()[1])
+    os.utime(file, (1, 1))
+    with pytest.raises(MissingEndorsement):
+        source.fetch(DRIVER)
+    assert source.fetch(VBIOS) == manifests()[1]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"{}",
+        b"<a/>",
+        b"[]",
+        b"{" * 100,
+        b'{"tcb_info":"[]","pck_crl_issuer_chain":""}',
+        b'{"tcb_info":"{\\"id\\":7}","pck_crl_issuer_chain":""}',
+        b"-----BEGIN CERTIFICATE-----",
+        b"-----BEGIN X509 CRL-----",
+        bytes(100),
+    ],
+)
+def test_content_that_is_nothing(data: bytes) -> None:
+    assert names_of(data) == frozenset()
 
 
 def test_a_directory_in_a_verification(tmp_path: Path) -> None:

@@ -8,25 +8,22 @@ Files are found by name::
     nvidia-ocsp/SHA-256.der                     jwks/https%3A%2F%2Fissuer.example.json
 
 or lie in the directory itself under any name, and are found by their content: Intel's collateral,
-and NVIDIA's manifests. The directory is as trusted as the configuration that names it, for a key set
+AMD's certificates and lists, NVIDIA's manifests. The directory is as trusted as the configuration that names it, for a key set
 (jwks) is authenticated by nothing else.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Final
 
 from strongroom.attest.endorsements import Wanted
 from strongroom.attest.limits import MAX_ENDORSEMENTS
-from strongroom.attest.nvidia_rim import MAX_RIM, parse_rim, version_of
+from strongroom.attest.sources.content import fits, names_of
 from strongroom.attest.sources.naming import path_of
-from strongroom.errors import MissingEndorsement, StrongroomError, Unavailable, UsageError, os_errors
-from strongroom.format.encoding import parse_json
+from strongroom.errors import MissingEndorsement, Unavailable, UsageError, os_errors
 
 __all__ = ["DirectorySource"]
 
@@ -48,6 +45,7 @@ class DirectorySource:
         self._directory = os.fspath(directory)
         if not os.path.isdir(self._directory):
             raise UsageError(f"{self._directory} is not a directory of endorsements.")
+        self._seen: dict[str, tuple[tuple[int, int, int], frozenset[str]]] = {}
 
     def fetch(self, wanted: Wanted) -> bytes:
         """The endorsement; see :class:`~strongroom.attest.endorsements.EndorsementSource`.
@@ -110,9 +108,11 @@ class DirectorySource:
         return data
 
     def _by_content(self, wanted: Wanted) -> bytes | None:
-        if wanted.what not in {"intel", "nvidia-rim"}:
-            return None
-        found = {data for data in self._loose() if _is(wanted, data)}
+        found = {
+            data
+            for path in self._loose()
+            if fits(wanted, self._names(path)) and (data := self._read(path)) is not None
+        }
         if len(found) > 1:
             raise MissingEndorsement(
                 f"The directory has several files that could be {path_of(wanted)}.",
@@ -120,42 +120,21 @@ class DirectorySource:
             )
         return found.pop() if found else None
 
-    def _loose(self) -> Iterator[bytes]:
+    def _loose(self) -> list[str]:
         try:
-            entries = sorted(os.scandir(self._directory), key=lambda entry: entry.name)
+            with os.scandir(self._directory) as entries:
+                return sorted(entry.path for entry in entries if entry.is_file())[:_MAX_LOOSE]
         except OSError as error:
             raise Unavailable(f"{self._directory}: {os.strerror(error.errno or 0).lower()}.") from None
-        for entry in [one for one in entries if one.is_file()][:_MAX_LOOSE]:
-            data = self._read(entry.path)
-            if data is not None:
-                yield data
 
-
-def _is(wanted: Wanted, data: bytes) -> bool:
-    """Whether a file is what is wanted, as far as it says so itself."""
-    try:
-        if wanted.what == "nvidia-rim":
-            if data.lstrip()[:1] != b"<" or len(data) > MAX_RIM:
-                return False
-            version = version_of(parse_rim(data))
-            return (
-                wanted.members["id"].upper().endswith((f"_{version}", f"_{version.replace('.', '')}"))
-            )
-        if data.lstrip()[:1] != b"{":
-            return False
-        members = parse_json(data)
-        statement = json.loads(members["tcb_info"])
-        chain = str(members["pck_crl_issuer_chain"])
-    except (StrongroomError, ValueError, TypeError, KeyError):
-        return False
-    return bool(
-        statement.get("id") == wanted.members["tee"].upper()
-        and str(statement.get("fmspc")).lower() == wanted.members["fmspc"].lower()
-        and _crl_is_of(chain, wanted.members["ca"])
-    )
-
-
-def _crl_is_of(chain: str, authority: str) -> bool:
-    from strongroom.attest.certificates import load_certificates, name_of
-
-    return authority.lower() in name_of(load_certificates(chain.encode())[0]).lower()
+    def _names(self, path: str) -> frozenset[str]:
+        """What the file says it is; looked into once, until it changes."""
+        try:
+            status = os.stat(path)
+            mark = (status.st_mtime_ns, status.st_size, status.st_ino)
+            known = self._seen.get(path)
+            if known is None or known[0] != mark:
+                known = self._seen[path] = (mark, names_of(self._read(path) or b""))
+        except (OSError, MissingEndorsement):
+            return frozenset()
+        return known[1]
