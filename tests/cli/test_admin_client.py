@@ -210,9 +210,16 @@ def test_an_approver_signs_nothing_else(waiting):
     assert [method for method, *_ in server.asked] == ["GET"]
 
 
+@pytest.mark.parametrize("answer", [{}, {"id": "1"}, {"id": "1", "token": None}])
+def test_an_answer_without_the_token_is_not_taken(answer):
+    with pytest.raises(UntrustedAnswer, match="no token"):
+        client(Server(tokens=answer)).add_token("ci", "operator", None)
+
+
 def test_each_request_says_who_asks():
     server = Server(
-        **{name: {name.rpartition("_")[2]: []} for name in ("nodes", "tokens", "keys", "policies")}
+        tokens=lambda path, body: {"tokens": []} if body is None else {"id": "1", "token": "srt_new"},
+        **{name: {name.rpartition("_")[2]: []} for name in ("nodes", "keys", "policies")},
     )
     admin = client(server)
     admin.nodes()

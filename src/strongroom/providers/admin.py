@@ -247,7 +247,10 @@ class AdminClient:
     def add_token(self, name: str, role: str, expires: datetime | None) -> dict[str, Any]:
         """A new token, told once: id and token."""
         end = None if expires is None else time_text(expires)
-        return self._ask("POST", "/v1/tokens", {"name": name, "role": role, "expires": end})
+        made = self._ask("POST", "/v1/tokens", {"name": name, "role": role, "expires": end})
+        if not all(isinstance(made.get(member), str) for member in ("id", "token")):
+            raise UntrustedAnswer("The key server's answer has no token.")
+        return made
 
     def tokens(self) -> list[dict[str, Any]]:
         """What is known of the tokens, not the tokens."""
