@@ -8,7 +8,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "keyserver"))
 
-from caches import Cache
+from caches import Cache, LocalCache
 from release_stub import StubServer
 
 from strongroom.providers.keyserver.profile import VARIABLE
@@ -29,12 +29,24 @@ def stub(tmp_path):
 
 
 @pytest.fixture
-def cache(tmp_path, stub):
-    """A cache of the stub, started; its directory is its own."""
-    place = tmp_path / "run"
-    place.mkdir(mode=0o755)
-    made = Cache(place / "keys.sock", stub.profile_file)
-    made.start()
+def place(tmp_path):
+    """Where a cache may have its socket."""
+    (tmp_path / "run").mkdir(mode=0o755)
+    return tmp_path / "run" / "keys.sock"
+
+
+@pytest.fixture
+def cache(place, stub):
+    """A cache of the stub, in this process."""
+    made = LocalCache(place, stub.profile_file).start()
+    yield made
+    made.stop()
+
+
+@pytest.fixture
+def process(place, stub):
+    """A cache of the stub, as a process."""
+    made = Cache(place, stub.profile_file).start()
     yield made
     made.stop()
 

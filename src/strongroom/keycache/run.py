@@ -22,7 +22,7 @@ from strongroom.providers.keyserver.client import ReleaseClient, open_attester
 from strongroom.providers.keyserver.profile import Profile, find_profile, read_profile
 from strongroom.providers.keyserver.transport import Transport
 
-__all__ = ["run"]
+__all__ = ["run", "serve"]
 
 _LOG: Final = logging.getLogger("strongroom.keycache")
 
@@ -37,11 +37,8 @@ def _profile(config: Config) -> Profile:
     return read_profile(config.server)
 
 
-def run(config: Config, *, ready: Callable[[], None] | None = None) -> None:
+def run(config: Config) -> None:
     """Serve until SIGTERM or SIGINT; then end the leases and wipe.
-
-    Args:
-        ready: called once local processes can ask.
 
     Raises:
         StrongroomError: it cannot start as configured.
@@ -57,31 +54,39 @@ def run(config: Config, *, ready: Callable[[], None] | None = None) -> None:
         return ReleaseClient(profile, attester, transport=transport)
 
     connect().close()  # What is wrong with certificates is said now.
+
+    async def until_signalled(listener: socket.socket) -> None:
+        stop = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        await serve(config, profile, connect, listener, stop)
+
     with listen(config.socket, config.gid) as listener:
-        asyncio.run(_serve(config, profile, connect, listener, ready))
+        asyncio.run(until_signalled(listener))
 
 
-async def _serve(
+async def serve(
     config: Config,
     profile: Profile,
     connect: Callable[[], ReleaseClient],
     listener: socket.socket,
-    ready: Callable[[], None] | None,
+    stop: asyncio.Event,
 ) -> None:
+    """Serve until ``stop`` is set; then end the leases and wipe.
+
+    Args:
+        connect: makes a client of the key server.
+        listener: listens, does not block.
+    """
     holder = KeyHolder(connect, LeaseClock())
     about = {"server": profile.address, "server_id": profile.server_id}
     server = LocalServer(listener, holder, config.rules, about)
-    loop, stop = asyncio.get_running_loop(), asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
-    keeping = loop.create_task(holder.run())
+    keeping = asyncio.get_running_loop().create_task(holder.run())
     # Without it nothing would be renewed and nothing wiped.
     keeping.add_done_callback(lambda _: stop.set())
     server.start()
     _LOG.info("serving %s from %s", config.socket, profile.address)
     notify("READY=1")
-    if ready is not None:
-        ready()
     try:
         await stop.wait()
     finally:
