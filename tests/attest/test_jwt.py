@@ -4,6 +4,7 @@ import base64
 import hashlib
 import hmac
 import json
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -19,7 +20,13 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.limits import MAX_EVIDENCE
 from strongroom.attest.roots import Issuer, production
 from strongroom.attest.verify import Context, verify
-from strongroom.errors import EvidenceError, MalformedEvidence, MissingEndorsement, NotAuthentic
+from strongroom.errors import (
+    EvidenceError,
+    MalformedEvidence,
+    MissingEndorsement,
+    MissingExtra,
+    NotAuthentic,
+)
 from strongroom.format.encoding import b64url
 from strongroom.testing.authority import Authority
 from strongroom.testing.tokens import TokenIssuer
@@ -149,6 +156,12 @@ def test_key_set_from_a_source() -> None:
     other = TokenIssuer(NAME, NOW)
     with pytest.raises(NotAuthentic):
         check(token(), issuer, endorsements=Known({("jwks", NAME): other.jwks}))
+
+
+def test_without_joserfc(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "joserfc.jwk", None)
+    with pytest.raises(MissingExtra, match="packages"):
+        check(token())
 
 
 def test_nobody_is_believed_by_default() -> None:
@@ -464,6 +477,10 @@ def test_nonces(nonce, bound: bytes) -> None:
         ({"tdx": {"td_attributes": {"debug": False}}}, False),
         ({"snp": {"policy_debug_allowed": 1}}, True),
         ({"snp": {"policy_debug_allowed": 0}}, False),
+        ({"body": {"attributes.flags": "0500000000000000"}}, False),
+        ({"body": {"attributes.flags": "0700000000000000"}}, True),
+        ({"body": {"attributes.flags": "?"}}, True),
+        ({"body": {"attributes.flags": ""}}, True),
     ],
 )
 def test_debug(claims: dict, debug: bool) -> None:

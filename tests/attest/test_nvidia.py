@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import json
+import sys
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -29,7 +30,7 @@ from strongroom.attest.limits import MAX_EVIDENCE
 from strongroom.attest.nvidia_evidence import read_devices, write_devices
 from strongroom.attest.roots import production
 from strongroom.attest.verify import Context, verify
-from strongroom.errors import EvidenceError, MalformedEvidence, NotAuthentic
+from strongroom.errors import EvidenceError, MalformedEvidence, MissingExtra, NotAuthentic
 from strongroom.format.encoding import b64url
 from strongroom.testing.authority import Authority
 
@@ -89,6 +90,23 @@ def test_manifests_come_from_the_source_by_name() -> None:
     )
     names = {one.members["id"] for one in source.asked if one.what == "nvidia-rim"}
     assert names == {DRIVER_ID, VBIOS_ID}
+
+
+def test_a_source_without_the_manifests() -> None:
+    source = Known({})
+    device = claims_of(evidence_of(recorded()), Context(AT, production(), source))
+    assert device["measurements"] == "no-reference"
+    # What came along is not asked for again.
+    source = Known({})
+    verify(evidence_of(recorded(), endorsements=manifests()), Context(AT, production(), source))
+    assert {one.what for one in source.asked} == {"nvidia-ocsp"}
+
+
+def test_without_lxml(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "lxml", None)
+    assert verify(evidence_of(recorded()), REAL).bound
+    with pytest.raises(MissingExtra, match="packages"):
+        verify(evidence_of(recorded(), endorsements=manifests()), REAL)
 
 
 def test_one_manifest_is_no_match() -> None:
