@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
+from functools import cache as cache_result
 
 from strongroom.attest.endorsements import EndorsementSource
 from strongroom.attest.sources.cache import CachingSource
@@ -58,7 +59,8 @@ def endorsement_source(
     """
     if not specs:
         return None
-    web = Web(ca)
+    # Made when one is needed: it reads the system's authorities.
+    web = cache_result(lambda: Web(ca))
     sources: list[EndorsementSource] = []
     for spec in specs:
         source = _source(spec, web)
@@ -68,22 +70,26 @@ def endorsement_source(
     return sources[0] if len(sources) == 1 else ChainSource(sources)
 
 
-def _source(spec: str, web: Web) -> EndorsementSource:
+def _source(spec: str, web: Callable[[], Web]) -> EndorsementSource:
     scheme, _, rest = spec.partition(":")
     if scheme == "files" and rest:
         return DirectorySource(rest)
     if scheme == "proxy" and rest:
-        return HttpSource(rest, web)
+        return HttpSource(rest, web())
     name, equals, url = rest.partition("=")
     if scheme == "jwks" and name:
-        return IssuerKeys({name: url or None}, web)
+        return IssuerKeys({name: url or None}, web())
     if scheme == "vendor":
         if name == "intel":
-            return IntelPcs(url, f"{url}/IntelSGXRootCA.der", web) if equals else IntelPcs(web=web)
+            if equals:
+                return IntelPcs(url, f"{url}/IntelSGXRootCA.der", web())
+            return IntelPcs(web=web())
         if name == "amd":
-            return AmdKds(url, web) if equals else AmdKds(web=web)
+            return AmdKds(url, web()) if equals else AmdKds(web=web())
         if name == "nvidia":
-            return NvidiaServices(url, f"{url}/ocsp", web) if equals else NvidiaServices(web=web)
+            if equals:
+                return NvidiaServices(url, f"{url}/ocsp", web())
+            return NvidiaServices(web=web())
     raise UsageError(
         f"{spec!r} is not a source of endorsements.",
         hint="files:DIR, proxy:URL, vendor:intel, vendor:amd, vendor:nvidia, jwks:ISSUER",
