@@ -410,3 +410,19 @@ def test_extensions_that_cannot_be_read_are_refused_and_warn_nobody():
         check_authority(low, 0)
     with pytest.raises(NotAuthentic, match="may not issue revocation lists"):
         check_crl(crl("low"), low, NOW)
+
+
+def test_names_that_cannot_be_read_are_refused():
+    der = chain()[0].public_bytes(Encoding.DER).replace(b"\x0c\x04leaf", b"\x0c\x04l\xff\xfff")
+    with pytest.raises(MalformedEvidence, match="not a certificate"):
+        load_certificate(der)
+    # Such as one from an OCSP response.
+    elsewhere = x509.load_der_x509_certificate(der)
+    for judge in (
+        lambda: name_of(elsewhere),
+        lambda: check_validity(elsewhere, NOW + 9 * DAY),
+        lambda: check_signed_by(elsewhere, chain()[1]),
+        lambda: check_chain(elsewhere, chain()[1:3], chain()[3], NOW),
+    ):
+        with pytest.raises(EvidenceError):
+            judge()

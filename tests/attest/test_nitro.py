@@ -253,6 +253,7 @@ def test_a_key_that_is_there_twice_is_refused():
         (NitroPki.create(NOW, lengths={"zone": 0}), "this long"),
         (NitroPki.create(NOW, curve=ec.SECP256R1()), "P-384"),
         (pki().at(NOW, authority=True), "not one for signing"),
+        (pki().at(NOW, bare=True), "does not say what it is for"),
     ],
 )
 def test_chains_and_keys_that_break_a_rule_are_refused(made, reason):

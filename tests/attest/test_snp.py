@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
 from recorded import MANIFEST, fixed_time, read
 
@@ -286,10 +287,49 @@ def test_the_fmc_of_turin_is_compared():
         verify(made.evidence(b"", changes={0x180: b"\x02"}), context(made))
 
 
-def test_the_certificate_of_another_product_is_refused():
-    made = pki().another(chip_id=pki().chip_id, product_name="Genoa")
-    with pytest.raises(NotAuthentic, match="another product than its issuer"):
+@pytest.mark.parametrize(
+    ("signer", "extensions", "reason"),
+    [
+        ("vcek", {"2": b"\x16\x05Genoa"}, "another product than its issuer"),
+        ("vcek", {"2": b"\x16\x06Milano"}, "another product than its issuer"),
+        ("vcek", {"2": None}, r"lacks the extension .*\.2,"),
+        ("vcek", {"2": b""}, r"lacks the extension .*\.2,"),
+        ("vcek", {"2": b"\x16\x06Milan"}, r"lacks the extension .*\.2,"),
+        ("vcek", {"2": b"\x04\x05Milan"}, r"lacks the extension .*\.2,"),
+        ("vcek", {"2": b"\x16\x05Mil\xe4n"}, "is not text"),
+        ("vcek", {"2": b"\x16\x06Milan\n"}, "is not text"),
+        ("vcek", {"3.3": None}, r"lacks the extension .*\.3\.3,"),
+        ("vcek", {"3.3": b"\x02\x01\x17"}, "snp is 24"),
+        ("vcek", {"3.8": b"\x02\x01\xdb"}, "microcode is 219"),  # -37
+        ("vcek", {"4": None}, "does not name its processor"),
+        ("vcek", {"4": bytes(64)}, "does not name its processor"),
+        ("vcek", {"4": bytes(range(1, 64))}, "does not name its processor"),
+        ("vcek", {"4": b"\x04\x40" + bytes(range(1, 65))}, "does not name its processor"),
+        ("vcek", {"5": b"\x16\x04CN=x"}, "does not name its processor"),
+        ("vlek", {"5": None}, r"lacks the extension .*\.5,"),
+        ("vlek", {"5": b"\x16\x00"}, r"lacks the extension .*\.5,"),
+        ("vlek", {"4": bytes(range(1, 65))}, "does not name a cloud provider"),
+    ],
+)
+def test_certificates_of_keys_that_say_something_else_are_refused(signer, extensions, reason):
+    made = pki(signer=signer).another(chip_id=pki().chip_id, extensions=extensions)
+    with pytest.raises(NotAuthentic, match=reason):
         verify(made.evidence(b""), context(made))
+
+
+def test_a_key_of_another_curve_is_refused():
+    for curve in (ec.SECP256R1(), ec.SECP521R1()):
+        made = pki().another(chip_id=pki().chip_id, curve=curve)
+        with pytest.raises(NotAuthentic, match="P-384"):
+            verify(made.evidence(b""), context(made))
+
+
+def test_the_processor_in_the_report_is_of_the_product_of_the_issuer():
+    other = SnpPki.create(NOW, product="Genoa")
+    made = replace(other, product="Milan")
+    evidence = Evidence("snp", made.report(b""), (other.key_der, other.chain_pem))
+    with pytest.raises(NotAuthentic, match="another processor"):
+        verify(evidence, context(other))
 
 
 def test_a_hidden_processor_is_known_by_its_key():

@@ -104,7 +104,7 @@ def name_of(certificate: x509.Certificate) -> str:
     """Its common name, or all of its subject, for messages.
 
     Raises:
-        MalformedEvidence: the subject cannot be read.
+        MalformedEvidence: the subject cannot be read, as of a certificate that was not loaded here.
     """
     try:
         subject = certificate.subject

@@ -14,7 +14,7 @@ from typing import Final
 
 from cryptography import x509
 
-from strongroom.attest.certificates import UNREADABLE, is_crl, load_certificates, load_crl
+from strongroom.attest.certificates import is_crl, load_certificates, load_crl
 from strongroom.attest.endorsements import EndorsementSource, Wanted
 from strongroom.attest.limits import MAX_ENDORSEMENT_COUNT
 from strongroom.attest.snp_report import PRODUCTS, Product, Report
@@ -93,10 +93,7 @@ def common_name(name: x509.Name) -> str:
 
 
 def _named(certificates: Iterable[x509.Certificate], name: str) -> list[x509.Certificate]:
-    try:
-        return [one for one in certificates if common_name(one.subject) == name]
-    except UNREADABLE:
-        raise MalformedEvidence("The name in a certificate of AMD cannot be read.") from None
+    return [one for one in certificates if common_name(one.subject) == name]
 
 
 def find_key(report: Report, brought: Brought, source: EndorsementSource | None) -> x509.Certificate:

@@ -22,7 +22,12 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.roots import Roots
 from strongroom.attest.snp_report import CHIP_ID_SIZE, PRODUCTS, REPORT_SIZE, SIGNED_SIZE
-from strongroom.testing.amd_certificates import authority, key_certificate, revocation_list
+from strongroom.testing.amd_certificates import (
+    authority,
+    certificate_table,
+    key_certificate,
+    revocation_list,
+)
 
 __all__ = ["SnpPki"]
 
@@ -96,7 +101,8 @@ class SnpPki:
         days: int = 365,
         tcb: Mapping[str, int] | None = None,
         serial: int = 0,
-        product_name: str | None = None,
+        extensions: Mapping[str, bytes | None] | None = None,
+        curve: ec.EllipticCurve | None = None,
     ) -> SnpPki:
         """The same PKI with another processor.
 
@@ -105,21 +111,24 @@ class SnpPki:
             days: how long the certificate of its key holds.
             tcb: version numbers that differ from those of this one.
             serial: of the certificate; AMD's all have 0.
-            product_name: what the certificate says of its product; AMD adds a stepping to Milan.
+            extensions: arc below 1.3.6.1.4.1.3704.1 → DER, where the certificate says something else
+                than it should; None leaves one out.
+            curve: of the key; P-384, if None.
         """
         levels = {**self.tcb, **(tcb or {})}
         hwid = chip_id[: PRODUCTS[self.product].hwid_size]
-        vek = ec.generate_private_key(ec.SECP384R1())
+        vek = ec.generate_private_key(curve or ec.SECP384R1())
         certificate = key_certificate(
             vek.public_key(),
             self.certificates["ask"],
             self.issuer_keys["ask"],
             self.now - _DAY,
             self.now + days * _DAY,
-            product=product_name or {"Milan": "Milan-B0"}.get(self.product, self.product),
+            product="Milan-B0" if self.product == "Milan" else self.product,
             levels=levels,
             hwid=hwid if self.signer == "vcek" else None,
             serial=serial,
+            extensions=extensions or {},
         )
         return replace(
             self,
@@ -245,20 +254,8 @@ class SnpPki:
 
     def table(self, *names: str) -> bytes:
         """The certificate table of an extended report, with the certificates of ``names``."""
-        guids = {
-            "vek": "63da758de6644564adc5f4b93be8accd"
-            if self.signer == "vcek"
-            else "a8074bc2a25a483eaae639c045a0b8a1",
-            "ask": "4ab7b379bbac4fe4a02f05aef327c782",
-            "ark": "c0b406a4a803495297433fb6014cd0ae",
-        }
-        at = 24 * (len(names) + 1)
-        entries, parts = b"", b""
-        for name in names:
-            der = self.certificates[name].public_bytes(Encoding.DER)
-            entries += bytes.fromhex(guids[name]) + struct.pack("<II", at + len(parts), len(der))
-            parts += der
-        return entries + bytes(24) + parts
+        kinds = {"vek": self.signer}
+        return certificate_table({kinds.get(name, name): self.certificates[name] for name in names})
 
     def evidence(self, report_data: bytes, **parts: object) -> Evidence:
         """A report with its chain and a revocation list: what a machine sends; ``parts`` as for the report."""

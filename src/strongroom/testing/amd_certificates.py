@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Final
@@ -14,10 +15,17 @@ from cryptography.x509.oid import NameOID
 
 from strongroom.attest.certificates import load_certificate
 
-__all__ = ["authority", "key_certificate", "revocation_list"]
+__all__ = ["authority", "certificate_table", "key_certificate", "revocation_list"]
 
 _AMD: Final = "1.3.6.1.4.1.3704.1"
 _LEVELS: Final = {"bootloader": "3.1", "tee": "3.2", "snp": "3.3", "microcode": "3.8", "fmc": "3.9"}
+_ENTRY: Final = struct.Struct("<16sII")
+_GUIDS: Final = {
+    "vcek": "63da758de6644564adc5f4b93be8accd",
+    "vlek": "a8074bc2a25a483eaae639c045a0b8a1",
+    "ask": "4ab7b379bbac4fe4a02f05aef327c782",
+    "ark": "c0b406a4a803495297433fb6014cd0ae",
+}
 _HASH: Final = hashes.SHA384()
 _PSS: Final = padding.PSS(padding.MGF1(_HASH), 48)
 _SERIAL_ONE: Final = bytes.fromhex("a003020102020101")
@@ -83,16 +91,20 @@ def key_certificate(
     levels: Mapping[str, int],
     hwid: bytes | None,
     serial: int,
+    extensions: Mapping[str, bytes | None],
 ) -> x509.Certificate:
-    """The certificate of a VCEK, or of a VLEK where ``hwid`` is None."""
+    """The certificate of a VCEK, or of a VLEK where ``hwid`` is None; ``extensions`` replace some."""
     builder = _builder("SEV-VLEK" if hwid is None else "SEV-VCEK", issuer, key, begin, end, serial or 1)
-    values = {
+    values: dict[str, bytes | None] = {
         "1": _der(0x02, b"\0"),
         "2": _der(0x16, product.encode()),
         **{_LEVELS[name]: _der(0x02, _integer(level)) for name, level in levels.items()},
         **({"4": hwid} if hwid is not None else {"5": _der(0x16, b"CN=cc-test.example")}),
+        **extensions,
     }
     for arc, value in values.items():
+        if value is None:
+            continue
         oid = x509.ObjectIdentifier(f"{_AMD}.{arc}")
         builder = builder.add_extension(x509.UnrecognizedExtension(oid, value), False)
     certificate = builder.sign(issuer_key, _HASH, rsa_padding=_PSS)
@@ -131,6 +143,17 @@ def revocation_list(
             .build()
         )
     return builder.sign(key, _HASH, rsa_padding=_PSS).public_bytes(Encoding.DER)
+
+
+def certificate_table(certificates: Mapping[str, x509.Certificate]) -> bytes:
+    """The table of an extended report; names are those of the GUIDs."""
+    at = _ENTRY.size * (len(certificates) + 1)
+    entries, parts = b"", b""
+    for name, certificate in certificates.items():
+        der = certificate.public_bytes(Encoding.DER)
+        entries += _ENTRY.pack(bytes.fromhex(_GUIDS[name]), at + len(parts), len(der))
+        parts += der
+    return entries + bytes(_ENTRY.size) + parts
 
 
 def _integer(value: int) -> bytes:

@@ -83,7 +83,12 @@ class NitroPki:
         return pki.at(now, curve=curve)
 
     def at(
-        self, now: datetime, *, curve: ec.EllipticCurve | None = None, authority: bool = False
+        self,
+        now: datetime,
+        *,
+        curve: ec.EllipticCurve | None = None,
+        authority: bool = False,
+        bare: bool = False,
     ) -> NitroPki:
         """The same enclave with a new key, as it gets every three hours.
 
@@ -91,6 +96,7 @@ class NitroPki:
             now: when; with a time zone.
             curve: of the key; P-384, if None.
             authority: the certificate of the key says that it may issue others, as none of AWS does.
+            bare: it does not say what it is for.
         """
         leaf = ec.generate_private_key(curve or ec.SECP384R1())
         certificate = _certificate(
@@ -101,6 +107,7 @@ class NitroPki:
             now - timedelta(seconds=3),
             now + _LEAF_LIFE,
             length=0 if authority else -1,
+            bare=bare,
         )
         return replace(
             self,
@@ -191,6 +198,7 @@ def _certificate(
     end: datetime,
     *,
     length: int | None,
+    bare: bool = False,
 ) -> x509.Certificate:
     """An authority with that many others behind it; for -1, a key that signs documents."""
     ca = length != -1
@@ -201,7 +209,7 @@ def _certificate(
         ]
     )
     usage = x509.KeyUsage(True, not ca, False, False, False, ca, ca, False, False)
-    return (
+    builder = (
         x509.CertificateBuilder()
         .subject_name(subject)
         .issuer_name(subject if issuer is None else issuer.subject)
@@ -209,7 +217,8 @@ def _certificate(
         .serial_number(x509.random_serial_number())
         .not_valid_before(begin)
         .not_valid_after(end)
-        .add_extension(x509.BasicConstraints(ca, length if ca else None), True)
-        .add_extension(usage, ca)
-        .sign(issuer_key, hashes.SHA384())
     )
+    if not bare:
+        constraints = x509.BasicConstraints(ca, length if ca else None)
+        builder = builder.add_extension(constraints, True).add_extension(usage, ca)
+    return builder.sign(issuer_key, hashes.SHA384())
