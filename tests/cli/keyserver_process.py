@@ -46,8 +46,13 @@ class KeyServerProcess:
         self.log = place.with_suffix(".log")
         self._config = Path(said["config"])
         # There is no load balancer to wait for.
+        self.configure("[listen]\n", "[listen]\ndrain_seconds = 0.0\n")
+
+    def configure(self, old: str, new: str) -> None:
+        """Change a line of the configuration, before the server starts."""
         text = self._config.read_text()
-        self._config.write_text(text.replace("[listen]\n", "[listen]\ndrain_seconds = 0.0\n"))
+        assert old in text
+        self._config.write_text(text.replace(old, new))
 
     def __enter__(self) -> KeyServerProcess:
         with self.log.open("wb") as log:

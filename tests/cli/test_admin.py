@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
@@ -26,9 +29,45 @@ POLICY = {
 }
 
 
+def client_certificates(place) -> str:
+    """A CA, ``clients.pem``, and what it signs: robot.pem and stranger.pem; the robot's fingerprint."""
+    now, keys = datetime.now(UTC), {}
+    for who in ("clients", "robot", "stranger"):
+        keys[who] = ec.generate_private_key(ec.SECP256R1())
+        names = [
+            x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, one)]) for one in (who, "clients")
+        ]
+        usages = x509.KeyUsage(True, *[False] * 4, who == "clients", *[False] * 3)
+        signed = (
+            x509.CertificateBuilder(
+                names[1], names[0], keys[who].public_key(), x509.random_serial_number()
+            )
+            .not_valid_before(now - timedelta(days=1))
+            .not_valid_after(now + timedelta(days=1))
+            .add_extension(x509.BasicConstraints(who == "clients", None), True)
+            .add_extension(usages, True)
+            .add_extension(x509.SubjectKeyIdentifier.from_public_key(keys[who].public_key()), False)
+            .add_extension(
+                x509.AuthorityKeyIdentifier.from_issuer_public_key(keys["clients"].public_key()), False
+            )
+            .sign(keys["clients"], hashes.SHA256())
+        )
+        key = keys[who].private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+        (place / f"{who}.pem").write_bytes(signed.public_bytes(Encoding.PEM) + key * (who != "clients"))
+        if who == "robot":
+            fingerprint = signed.fingerprint(hashes.SHA256()).hex()
+    return fingerprint
+
+
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    with KeyServerProcess(tmp_path_factory.mktemp("keyserver") / "server") as running:
+    place = tmp_path_factory.mktemp("keyserver")
+    made = KeyServerProcess(place / "server")
+    fingerprint = client_certificates(place)
+    made.configure("[tls]\n", f'[tls]\nclient_ca = "{place}/clients.pem"\n')
+    role = f'{{name = "robot", role = "auditor", sha256 = "{fingerprint}"}}'
+    made.configure("[audit]\n", f"[auth]\nmtls = [{role}]\n\n[audit]\n")
+    with made as running:
         yield running
 
 
@@ -213,6 +252,26 @@ def test_a_token_in_a_file(cli, server, here, monkeypatch):
     done = cli("keys", "list", "--token-file", here / "open")
     assert done.code == 4
     assert "read by others" in done.error()
+
+
+def test_a_client_certificate_says_who_asks(cli, server, here, monkeypatch):
+    def with_certificate(name):
+        members = json.loads(server.profile.read_text())
+        members["client_certificate"] = str(server.profile.parent / f"{name}.pem")
+        (here / f"{name}.json").write_text(json.dumps(members))
+        return "--server", here / f"{name}.json"
+
+    evict = ("nodes", "evict", "ppid:00", "--reason", "x", "--yes")
+    # A token that is given counts, and is not made up for by a certificate.
+    assert cli(*evict, *with_certificate("robot")).code == 0
+    monkeypatch.setenv("STRONGROOM_TOKEN", "srt_" + "A" * 43)
+    assert cli("keys", "list", *with_certificate("robot")).code == 4
+    monkeypatch.delenv("STRONGROOM_TOKEN")
+    assert cli("keys", "list", *with_certificate("robot")).code == 0
+    done = cli(*evict, *with_certificate("robot"))
+    assert done.code == 4
+    assert "robot" in done.error()
+    assert cli("keys", "list", *with_certificate("stranger")).code == 4
 
 
 def test_tokens_come_and_go(admin, cli, here, monkeypatch, server):
