@@ -293,9 +293,24 @@ def test_test_roots_need_the_server_and_the_policy(server, policy):
     "expected", [{}, {"tdx": b""}, {"snp": PRIMARY}, {"tdx": PRIMARY[::-1]}], ids=str
 )
 def test_nothing_that_is_expected_is_nothing_that_is_bound(expected):
-    for bound in (b"", PRIMARY):
+    for bound in (b"", PRIMARY, SECONDARY):
         decision = decided(document(), claims("tdx", bound=bound), expected_primary=expected)
         assert (decision.allowed, decision.code) == (False, "binding")
+
+
+def test_secondary_evidence_is_bound_as_secondary_whatever_is_expected_of_its_kind():
+    doc = document(requirement("tdx", **{"with": [requirement("tpm")]}))
+    expected = {"tdx": PRIMARY, "tpm": PRIMARY}
+    good, bad = claims("tpm", bound=SECONDARY), claims("tpm", bound=PRIMARY)
+    assert decided(doc, claims("tdx"), good, expected_primary=expected).allowed
+    assert decided(doc, claims("tdx"), bad, expected_primary=expected).code == "binding"
+
+
+@pytest.mark.parametrize("found", [True, 5.0, "5", [5], None])
+def test_a_minimum_is_met_by_a_number_alone(found):
+    doc = document(requirement("sgx", min_svn=1))
+    made = claims("sgx", values={**VALUES["sgx"], "isv_svn": found})
+    assert failed(decided(doc, made)) == ["any[0].min_svn"]
 
 
 def test_the_last_moment_of_validity():
