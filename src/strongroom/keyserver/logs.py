@@ -11,7 +11,7 @@ import logging
 import sys
 import traceback
 from collections.abc import MutableMapping
-from typing import IO, Any
+from typing import Any, TextIO
 
 import structlog
 
@@ -19,7 +19,7 @@ from strongroom.errors import StrongroomError
 
 __all__ = ["configure_logging", "describe", "log"]
 
-log: structlog.stdlib.BoundLogger = structlog.get_logger("strongroom.keyserver")
+log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 """The server's logger."""
 
 
@@ -51,7 +51,7 @@ def _without_tracebacks(
     return event
 
 
-def configure_logging(stream: IO[str] | None = None, level: int = logging.INFO) -> None:
+def configure_logging(stream: TextIO | None = None, level: int = logging.INFO) -> None:
     """Send what the server and its libraries log to ``stream``, standard error unless given, as JSON."""
     shared: list[Any] = [
         structlog.contextvars.merge_contextvars,
@@ -59,13 +59,14 @@ def configure_logging(stream: IO[str] | None = None, level: int = logging.INFO) 
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _without_tracebacks,
     ]
+    output = stream if stream is not None else sys.stderr
+    # Not through the standard library, which takes three times as long for a line.
     structlog.configure(
-        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        processors=[*shared, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.stdlib.LoggerFactory(),
-        cache_logger_on_first_use=True,
+        logger_factory=structlog.WriteLoggerFactory(file=output),
     )
-    handler = logging.StreamHandler(stream if stream is not None else sys.stderr)
+    handler = logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
