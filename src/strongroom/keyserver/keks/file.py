@@ -22,7 +22,7 @@ from strongroom.format.encoding import b64url, canonical_json, parse_json, unb64
 from strongroom.format.limits import MAX_ARGON2_LANES, MAX_ARGON2_MEMORY, MAX_ARGON2_PASSES
 from strongroom.keyserver.keks.envelope import ROOT_SIZE, HeldKek
 
-__all__ = ["change_passphrase", "create_kek", "open_kek"]
+__all__ = ["change_passphrase", "create_kek", "open_kek", "write_new"]
 
 _KIND: Final = "root-key"
 _SALT_SIZE: Final = 16
@@ -44,7 +44,7 @@ def create_kek(place: str, passphrase: SecretBytes | None) -> HeldKek:
     path = Path(place)
     content = _content(root, passphrase)
     with os_errors(path):
-        _write_new(path, content)
+        write_new(path, content)
     return HeldKek("file", root)
 
 
@@ -60,12 +60,13 @@ def change_passphrase(place: str, old: SecretBytes | None, new: SecretBytes | No
     beside = path.with_name(path.name + ".new")
     with os_errors(path):
         beside.unlink(missing_ok=True)
-        _write_new(beside, content)
+        write_new(beside, content)
         os.replace(beside, path)
         _sync(path.parent)
 
 
-def _write_new(path: Path, content: bytes) -> None:
+def write_new(path: Path, content: bytes) -> None:
+    """A new file of mode 0600, on the disk when this returns."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     with os.fdopen(descriptor, "wb") as file:
         file.write(content)
