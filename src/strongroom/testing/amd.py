@@ -11,7 +11,7 @@ import struct
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Final
+from typing import Any, Final
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -257,7 +257,7 @@ class SnpPki:
         kinds = {"vek": self.signer}
         return certificate_table({kinds.get(name, name): self.certificates[name] for name in names})
 
-    def evidence(self, report_data: bytes, **parts: object) -> Evidence:
+    def evidence(self, report_data: bytes, **parts: Any) -> Evidence:
         """A report with its chain and a revocation list: what a machine sends; ``parts`` as for the report."""
-        report = self.report(report_data, **parts)  # type: ignore[arg-type]
+        report = self.report(report_data, **parts)
         return Evidence("snp", report, (self.key_der, self.chain_pem, self.crl()))
