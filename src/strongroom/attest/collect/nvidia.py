@@ -70,8 +70,7 @@ class NvidiaCollector:
         report = bytes(found.attestationReport[: found.attestationReportSize])
         certificate = self._nvml.nvmlDeviceGetConfComputeGpuCertificate(handle)
         chain = bytes(certificate.attestationCertChain[: certificate.attestationCertChainSize])
-        # NVML counts the zero that ends the text.
-        return report, chain.rstrip(b"\x00")
+        return report, chain
 
     def _explained(self, error: Exception) -> UsageError | Unavailable:
         if isinstance(error, self._nvml.NVMLError_NotSupported):
