@@ -237,6 +237,25 @@ def test_another_root_key(made, tmp_path, capsys):
         assert store.dek(store.key("resnet50", None)) == SecretBytes(b"k" * 32)
 
 
+def test_a_running_server_is_not_ready_when_its_keys_have_moved(tmp_path, capsys):
+    pki = new_pki()
+    server = Server.make(tmp_path / "made", pki=pki).start()
+    try:
+        server.add_key()
+        server.put_policy()
+        assert server.ask("GET", "/readyz").status == 200
+        new = f"file:{tmp_path}/new.kek"
+        assert keyserver("rotate-kek", "-c", server.config, "--to", new) == 0
+        assert server.ask("GET", "/readyz").status == 503
+        server.stop()
+        server.configure("kek", source=new)
+        server.start()
+        (released,) = Machine(pki).ask(server)
+        assert isinstance(released, Released)
+    finally:
+        server.stop()
+
+
 def test_a_token_where_the_last_one_is_lost(made, tmp_path, capsys):
     config = made / "keyserver.toml"
     with closing(open_store(load_config(config))) as store:

@@ -57,7 +57,7 @@ def make_app(here: Services) -> FastAPI:
 async def _ours(request: Request, error: Exception) -> JSONResponse:
     status, code = status_and_code(error)
     if status >= 500:
-        log.warning("failed", **describe(error))
+        (log.error if status == 500 else log.warning)("failed", **describe(error))
     if status in _EARLY:
         metrics = request.app.state.services.metrics
         metrics.refused_early(code)

@@ -69,8 +69,7 @@ _STATUS: Final[tuple[tuple[type[StrongroomError], int], ...]] = (
     (errors.FormatError, 400),
     (errors.InvalidKey, 400),
     (errors.AccessError, 403),
-    (errors.AuditBroken, 500),
-    (errors.IntegrityError, 400),
+    (errors.IntegrityError, 500),  # of the server's own records
     (errors.EvidenceError, 400),
     (errors.Unavailable, 503),
 )

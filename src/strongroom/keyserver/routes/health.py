@@ -25,11 +25,13 @@ async def healthz() -> Health:
 
 @router.get("/readyz", responses=responses())
 async def readyz(request: Request) -> Health:
-    """The server can release keys: the database answers, the root key is open, and it is not stopping."""
+    """The server can release keys: the database answers and is under the server's root key, and it is
+    not about to stop.
+    """
     here = services(request)
     if here.draining:
         raise HttpError(503, "stopping", "The server is about to stop.", retry_after=2)
-    await run_sync(here.store.audit_head)
+    await run_sync(here.store.check)
     return Health(status="ok")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from strongroom.keyserver.store.audit_log import latest, read_records
+from strongroom.keyserver.store.core import check_kek
 from strongroom.keyserver.store.maintenance import Maintenance
 from strongroom.keyserver.store.nodes import NodeRegister
 from strongroom.keyserver.store.renewals import Renewals
@@ -20,6 +21,18 @@ class Store(Renewals, NodeRegister, TokenRegister, Maintenance):
 
     :meth:`create` makes one, the constructor opens it; see :class:`.Core` for their arguments.
     """
+
+    def check(self) -> None:
+        """Whether releases are possible: the database answers, holds what was signed, and is under this
+        root key.
+
+        Raises:
+            HeaderTampered: it does not hold what the server has signed.
+            Unavailable: it does not answer, or was moved to another root key.
+        """
+        with self._database.reading() as connection:
+            check_kek(connection, self._kek)
+        self.snapshot()
 
     def audit(self, after: int = 0, limit: int = 100) -> list[dict[str, Any]]:
         """Audit records in order, each with its hash.
