@@ -17,7 +17,7 @@ from recorded import read
 from software_ak import SoftwareAk
 from swtpm import Tpm, TpmMaker, require_swtpm, switched_on
 
-from strongroom.attest.collect import open_collector
+from strongroom.attest.collect import open_collector, tpm_quote
 from strongroom.attest.collect.tpm import TpmCollector
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.roots import production
@@ -147,7 +147,7 @@ def test_64_bytes_are_bound_as_they_are(tpm):
 def test_a_pcr_that_changes_between_reading_and_quoting_is_read_again(tpm, monkeypatch):
     from tpm2_pytss import ESYS_TR
 
-    original, changes = TpmCollector._read_pcrs, []
+    original, changes = tpm_quote.read_pcrs, []
 
     def changing(connection):
         values = original(connection)
@@ -155,7 +155,7 @@ def test_a_pcr_that_changes_between_reading_and_quoting_is_read_again(tpm, monke
             changes.append(connection.pcr_event(ESYS_TR.PCR16, b"event"))
         return values
 
-    monkeypatch.setattr(TpmCollector, "_read_pcrs", staticmethod(changing))
+    monkeypatch.setattr(tpm_quote, "read_pcrs", changing)
     claims = verify(collector(tpm).collect(BOUND), context())
     assert claims.values["pcr"]["16"] != "00" * 32
     assert len(changes) == 2
@@ -164,14 +164,14 @@ def test_a_pcr_that_changes_between_reading_and_quoting_is_read_again(tpm, monke
 def test_a_pcr_that_never_rests_is_an_error(tpm, monkeypatch):
     from tpm2_pytss import ESYS_TR
 
-    original = TpmCollector._read_pcrs
+    original = tpm_quote.read_pcrs
 
     def changing(connection):
         values = original(connection)
         connection.pcr_event(ESYS_TR.PCR16, b"event")
         return values
 
-    monkeypatch.setattr(TpmCollector, "_read_pcrs", staticmethod(changing))
+    monkeypatch.setattr(tpm_quote, "read_pcrs", changing)
     with pytest.raises(Unavailable, match="faster"):
         collector(tpm).collect(BOUND)
 

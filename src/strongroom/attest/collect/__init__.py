@@ -21,9 +21,10 @@ def open_collector(spec: str) -> Collector:
     ``gramine[:PATH]``                          SGX, inside of an enclave by Gramine
     ``nitro[:DEVICE]``                          AWS Nitro Enclaves
     ``tpm[:TCTI][;key=HANDLE][;certificate=N]`` TPM 2.0; persistent key and NV index of its certificate
+    ``azure[:TCTI]``                            confidential virtual machines of Azure, with SEV-SNP
     ``nvidia``                                  NVIDIA GPUs, by NVML; secondary
     ``exec:COMMAND``                            what a program prints
-    ``auto``                                    the TEE or TPM that is there
+    ``auto``                                    the TEE or TPM that is there; Azure's is to be named
     =========================================== ==================================================
 
     Raises:
@@ -80,6 +81,13 @@ def _tpm(rest: str) -> Collector:
     )
 
 
+def _azure(rest: str) -> Collector:
+    from strongroom.attest.collect.azure import AzureCollector
+    from strongroom.attest.collect.tpm_device import DEFAULT_TCTI
+
+    return AzureCollector(rest or DEFAULT_TCTI)
+
+
 def _nvidia(rest: str) -> Collector:
     from strongroom.attest.collect.nvidia import NvidiaCollector
 
@@ -111,6 +119,7 @@ _OPENERS: Final[Mapping[str, Callable[[str], Collector]]] = {
     "gramine": _gramine,
     "nitro": _nitro,
     "tpm": _tpm,
+    "azure": _azure,
     "nvidia": _nvidia,
     "exec": _exec,
 }
