@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -62,7 +63,7 @@ class Evidence:
                 f"Evidence has a list of at most {MAX_ENDORSEMENT_COUNT} endorsements."
             )
         kind = members["kind"]
-        if not isinstance(kind, str) or not kind.isascii() or not 0 < len(kind) <= 40:
+        if not isinstance(kind, str) or not re.fullmatch(r"[!-~]{1,40}", kind):
             raise MalformedEvidence("The kind of the evidence is not a short text.")
         texts = [members["data"], *endorsements]
         if not all(isinstance(text, str) for text in texts):
