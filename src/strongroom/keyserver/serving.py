@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import sys
 import time
 from collections.abc import Sequence
 from contextlib import closing, contextmanager
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = ["serve"]
 
 _HANDSHAKE_SECONDS: Final = 10.0
+_SWITCH_SECONDS: Final = 0.0005
 _KEEP_ALIVE_SECONDS: Final = 15
 _LOOK_EVERY: Final = 50
 """Ticks of a tenth of a second between two looks at the files of the certificate."""
@@ -132,6 +134,9 @@ def serve(config: Config, passphrase: SecretBytes | None, sockets: Sequence[sock
     Raises:
         StrongroomError: it does not start; says why.
     """
+    # The thread that answers gives the interpreter away at every read, and waits for the thread that
+    # commits to give it back: with the default of 5 ms, several times in a request.
+    sys.setswitchinterval(_SWITCH_SECONDS)
     certificates = Certificates(config.tls)
     metrics = Metrics()
     pool = VerificationPool(
