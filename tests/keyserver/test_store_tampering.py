@@ -56,7 +56,7 @@ def test_a_wrapped_key_opens_in_its_own_record_only(full, edit):
     sql(full.url, edit)
     with fresh(full) as store:
         (record,) = store.keys("n/z") or store.keys("n/y")
-        with pytest.raises(HeaderTampered):
+        with pytest.raises(HeaderTampered, match="does not open"):
             store.dek(record)
         with pytest.raises(HeaderTampered):
             store.set_state(record.name, record.version, "revoked", OWNER, "x")
@@ -65,10 +65,10 @@ def test_a_wrapped_key_opens_in_its_own_record_only(full, edit):
 def test_a_revoked_key_cannot_be_made_active_again(full):
     sql(full.url, "UPDATE keys SET state = 'active' WHERE name = 'm/x' AND version = 2")
     with fresh(full) as store:
+        with pytest.raises(HeaderTampered, match="does not open"):
+            store.dek(store.keys("m/x")[1])
         with pytest.raises(HeaderTampered):
-            store.dek(store.key("m/x", 2))
-        with pytest.raises(HeaderTampered):
-            store.snapshot()
+            store.key("m/x", 2)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +117,33 @@ def test_a_record_put_back_as_it_was_is_found(full):
             store.snapshot()
         with pytest.raises(HeaderTampered):
             store.verify()
+
+
+def test_a_record_put_back_while_the_server_runs_is_found(full):
+    """The server has read the state before, and nobody has told it that there is another."""
+    (before,) = sql(
+        full.url, "SELECT wrapped, epoch, state FROM keys WHERE name = 'm/x' AND version = 1"
+    )
+    full.set_state("m/x", 1, "revoked", OWNER, "leaked")
+    full.snapshot()
+    edit = "UPDATE keys SET wrapped = ?, epoch = ?, state = ? WHERE name = 'm/x' AND version = 1"
+    sql(full.url, edit, *before)
+    with pytest.raises(HeaderTampered):
+        full.key("m/x", 1)
+    with pytest.raises(HeaderTampered):
+        full.key("m/x")
+
+
+def test_what_somebody_else_has_changed_is_not_signed_with_the_next_change(full):
+    sql(full.url, "UPDATE nodes SET evicted = (1 = 0)")
+    for change in (
+        lambda: add_key(full),
+        lambda: full.evict("tdx:other", OWNER, "x"),
+        lambda: full.put_policy(policy(3), OWNER),
+        lambda: full.rotate_kek(kek(2), OWNER),
+    ):
+        with pytest.raises(HeaderTampered, match="changed by somebody else"):
+            change()
 
 
 def test_policies_of_somebody_else_are_not_read(full):

@@ -33,7 +33,7 @@ from strongroom.keyserver.store.audit_log import AuditLog, latest, read_records,
 from strongroom.keyserver.store.database import Database
 from strongroom.keyserver.store.records import Actor
 from strongroom.keyserver.store.schema import migrate
-from strongroom.keyserver.store.state import sign_state
+from strongroom.keyserver.store.state import sign_state, verify_state
 from strongroom.release.audit import GENESIS, Head, verify_chain
 
 __all__ = ["CLOCK_TOLERANCE", "SECRETS", "Core", "Transaction", "check_kek", "secret_aad"]
@@ -209,12 +209,15 @@ class Core:
         Raises:
             NotAuthorised: the actor may only read.
             UsageError: the record cannot be written as JSON.
+            HeaderTampered: the database does not hold what the server has signed.
             StorageError: the database does not answer.
         """
         if actor.role not in _WRITERS:
             raise NotAuthorised(f"{actor.name} has the role {actor.role}, which changes nothing.")
         try:
             with self._transaction() as transaction:
+                # What somebody else has changed is not signed with the next change.
+                verify_state(transaction.connection, self._signing)
                 yield transaction
                 assert transaction.details is not None
                 changed = transaction.revision + 1 if transaction.changed else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
@@ -15,17 +15,23 @@ from strongroom.errors import (
     HeaderTampered,
     NotFound,
     ReleaseDenied,
+    Unavailable,
     UsageError,
 )
 from strongroom.format.encoding import canonical_json
-from strongroom.keyserver.store.core import Core, check_kek
+from strongroom.keyserver.store.core import check_kek
 from strongroom.keyserver.store.dek_cache import DekCache
+from strongroom.keyserver.store.policies import PolicyRegister
 from strongroom.keyserver.store.records import STATES, Actor, KeyRecord
+from strongroom.keyserver.store.state import State, state_changed
 from strongroom.keyserver.store.tables import keys, leases, micros, moment
 from strongroom.release.decision import RELEASABLE
 from strongroom.release.names import check_name, check_version
 
 __all__ = ["KeyRegister", "key_aad"]
+
+_ATTEMPTS: Final = 10
+"""To read a key at the revision whose state was verified; each meets a change of an administrator."""
 
 
 def key_aad(
@@ -63,7 +69,7 @@ def _no_key(name: str, version: int | None) -> NotFound:
     return NotFound(f"There is no key {name}{'' if version is None else f'@{version}'}.")
 
 
-class KeyRegister(Core):
+class KeyRegister(PolicyRegister):
     """The part of the store that is about keys."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
@@ -177,14 +183,22 @@ class KeyRegister(Core):
         return sorted(map(_record, rows), key=lambda one: (one.name, one.version))
 
     def key(self, name: str, version: int | None = None) -> KeyRecord:
-        """One version; None gives the current one.
+        """One version, as the server has signed it; None gives the current one.
 
         Raises:
             NotFound: there is none.
-            StorageError: the database does not answer.
+            HeaderTampered: the database does not hold what the server has signed.
+            Unavailable: the database does not answer.
         """
-        with self._database.reading() as connection:
-            return _one(connection, name, version)
+        for _ in range(_ATTEMPTS):
+            self.snapshot()
+            state = self._state
+            with self._database.reading() as connection:
+                if check_kek(connection, self._kek) == state.revision:
+                    record = _one(connection, name, version)
+                    _check_signed(state, record)
+                    return record
+        raise Unavailable("The keys change faster than they are read.", hint="Ask again.")
 
     def dek(self, record: KeyRecord) -> SecretBytes:
         """The key of a record; the caller's own copy.
@@ -337,6 +351,13 @@ def _one(connection: Connection, name: str, version: int | None) -> KeyRecord:
     if row is None:
         raise _no_key(name, version)
     return _record(row)
+
+
+def _check_signed(state: State, record: KeyRecord) -> None:
+    """A row put back as it once was, with the wrapped key of then, is whole in itself."""
+    found = (record.bundle, record.state, record.epoch, record.current)
+    if state.keys.get((record.name, record.version)) != found:
+        raise state_changed()
 
 
 def _end_leases(connection: Connection, name: str, version: int) -> None:

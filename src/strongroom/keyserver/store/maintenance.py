@@ -15,7 +15,6 @@ from strongroom.keyserver.store.anchor import Anchor
 from strongroom.keyserver.store.audit_log import latest, read_records
 from strongroom.keyserver.store.core import SECRETS, secret_aad
 from strongroom.keyserver.store.keys import KeyRegister
-from strongroom.keyserver.store.policies import PolicyRegister
 from strongroom.keyserver.store.records import Actor
 from strongroom.keyserver.store.state import verify_state
 from strongroom.keyserver.store.tables import audit, keys, policies, secrets, store
@@ -26,7 +25,7 @@ __all__ = ["Maintenance"]
 _Place = tuple[str, str, int, int]
 
 
-class Maintenance(KeyRegister, PolicyRegister):
+class Maintenance(KeyRegister):
     """The part of the store for its owner."""
 
     def rotate_kek(self, new: RootKek, actor: Actor) -> int:

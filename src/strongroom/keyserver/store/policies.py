@@ -14,7 +14,7 @@ from strongroom.errors import InvalidPolicy, NotFound, UsageError
 from strongroom.format.encoding import b64url, canonical_json
 from strongroom.keyserver.store.core import Core
 from strongroom.keyserver.store.records import Actor, PolicyRecord, Snapshot
-from strongroom.keyserver.store.state import state_changed, verify_state
+from strongroom.keyserver.store.state import State, state_changed, verify_state
 from strongroom.keyserver.store.tables import approvals, micros, moment, nodes, policies, store
 from strongroom.release.approvals import overlapping, verify_approval, verify_approvals
 from strongroom.release.policy import Policy
@@ -29,6 +29,7 @@ class PolicyRegister(Core):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         self._snapshot: Snapshot | None = None
+        self._state = State(-1, {})
         self._snapshot_lock = threading.Lock()
         super().__init__(*arguments, **options)
 
@@ -205,7 +206,7 @@ class PolicyRegister(Core):
             return self._snapshot
 
     def _read_snapshot(self, connection: Connection) -> Snapshot:
-        revision = verify_state(connection, self._signing)
+        state = verify_state(connection, self._signing)
         rows = connection.execute(
             select(policies).where(policies.c.status == "active").order_by(policies.c.number)
         ).all()
@@ -214,8 +215,9 @@ class PolicyRegister(Core):
             self._check_signature(row)
             found.append(Policy.parse(json.loads(row.document)))
         evicted = connection.execute(select(nodes.c.platform).where(nodes.c.evicted.is_(True)))
+        self._state = state
         return Snapshot(
-            revision=revision,
+            revision=state.revision,
             policies=tuple(one for one in found if not one.shadow),
             shadows=tuple(one for one in found if one.shadow),
             evicted=frozenset(evicted.scalars()),

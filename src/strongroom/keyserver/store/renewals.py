@@ -12,7 +12,6 @@ from sqlalchemy import Row, select
 
 from strongroom.errors import EvidenceError, NotFound, Unavailable
 from strongroom.keyserver.store.keys import KeyRegister
-from strongroom.keyserver.store.policies import PolicyRegister
 from strongroom.keyserver.store.records import Snapshot
 from strongroom.keyserver.store.releases import ReleaseBook, RenewWrite
 from strongroom.keyserver.store.tables import leases, micros, moment
@@ -42,7 +41,7 @@ class _Verdict:
     details: Mapping[str, Any] | None = None
 
 
-class Renewals(KeyRegister, PolicyRegister, ReleaseBook):
+class Renewals(KeyRegister, ReleaseBook):
     """The part of the store that renews leases."""
 
     def renew(

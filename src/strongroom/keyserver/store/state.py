@@ -9,17 +9,19 @@ audit trail, which the anchor shows.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Final
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, func, select, update
+from sqlalchemy import Connection, select, update
 
 from strongroom.errors import HeaderTampered
 from strongroom.format.encoding import canonical_json
 from strongroom.keyserver.store.tables import audit, keys, nodes, policies, store
 
-__all__ = ["sign_state", "state_changed", "verify_state"]
+__all__ = ["State", "sign_state", "state_changed", "verify_state"]
 
 _DOMAIN: Final = b"strongroom/v1/state\x00"
 
@@ -32,45 +34,46 @@ def state_changed() -> HeaderTampered:
     )
 
 
-def _digest(connection: Connection) -> bytes:
-    found = hashlib.sha256()
-    tables: tuple[tuple[str, Any], ...] = (
-        (
-            "keys",
-            select(
-                keys.c.name,
-                keys.c.version,
-                func.lower(func.hex(keys.c.bundle))
-                if connection.dialect.name == "sqlite"
-                else func.encode(keys.c.bundle, "hex"),
-                keys.c.state,
-                keys.c.epoch,
-                keys.c.current,
-            ),
-        ),
-        (
-            "policies",
-            select(policies.c.id, policies.c.version, policies.c.digest).where(
-                policies.c.status == "active"
-            ),
-        ),
-        ("evicted", select(nodes.c.platform).where(nodes.c.evicted.is_(True))),
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the server has signed.
+
+    Attributes:
+        revision: of it.
+        keys: name and version → bundle, state, epoch, and whether it is the current one.
+    """
+
+    revision: int
+    keys: Mapping[tuple[str, int], tuple[bytes, str, int, bool]]
+
+
+def _read(connection: Connection) -> tuple[bytes, Mapping[tuple[str, int], Any]]:
+    """The digest of the state as it is, and the keys in it."""
+    query = select(
+        keys.c.name, keys.c.version, keys.c.bundle, keys.c.state, keys.c.epoch, keys.c.current
     )
-    for name, query in tables:
-        # Sorted here: databases sort text in orders of their own.
-        rows = sorted(tuple(row) for row in connection.execute(query))
-        found.update(canonical_json([name, [list(row) for row in rows]]))
-    return found.digest()
+    found = {
+        (row.name, row.version): (bytes(row.bundle), row.state, row.epoch, bool(row.current))
+        for row in connection.execute(query)
+    }
+    in_force = connection.execute(
+        select(policies.c.id, policies.c.version, policies.c.digest).where(
+            policies.c.status == "active"
+        )
+    )
+    evicted = connection.execute(select(nodes.c.platform).where(nodes.c.evicted.is_(True)))
+    # Sorted here: databases sort text in orders of their own.
+    content = {
+        "keys": [[*name, bundle.hex(), *rest] for name, (bundle, *rest) in sorted(found.items())],
+        "policies": sorted(list(row) for row in in_force),
+        "evicted": sorted(evicted.scalars()),
+    }
+    return hashlib.sha256(canonical_json(content)).digest(), found
 
 
-def _statement(connection: Connection, store_id: str, revision: int, sequence: int) -> bytes:
+def _statement(store_id: str, revision: int, sequence: int, digest: bytes) -> bytes:
     return _DOMAIN + canonical_json(
-        {
-            "store": store_id,
-            "revision": revision,
-            "sequence": sequence,
-            "state": _digest(connection).hex(),
-        }
+        {"store": store_id, "revision": revision, "sequence": sequence, "state": digest.hex()}
     )
 
 
@@ -86,14 +89,15 @@ def sign_state(
         sequence: of the audit record of the change.
         key: of the server.
     """
-    signature = key.sign(_statement(connection, store_id, revision, sequence))
+    digest, _ = _read(connection)
+    signature = key.sign(_statement(store_id, revision, sequence, digest))
     connection.execute(
         update(store).values(revision=revision, state_sequence=sequence, state_signature=signature)
     )
 
 
-def verify_state(connection: Connection, key: Ed25519PrivateKey) -> int:
-    """The revision of the state, once it is what the server has signed last.
+def verify_state(connection: Connection, key: Ed25519PrivateKey) -> State:
+    """The state, once it is what the server has signed last.
 
     Raises:
         HeaderTampered: it is not.
@@ -108,8 +112,9 @@ def verify_state(connection: Connection, key: Ed25519PrivateKey) -> int:
     try:
         if last is None or tuple(last) != (row.state_sequence, row.revision):
             raise InvalidSignature
-        statement = _statement(connection, row.id, row.revision, row.state_sequence)
+        digest, found = _read(connection)
+        statement = _statement(row.id, row.revision, row.state_sequence, digest)
         key.public_key().verify(row.state_signature, statement)
     except (InvalidSignature, ValueError, TypeError):
         raise state_changed() from None
-    return int(row.revision)
+    return State(row.revision, found)
