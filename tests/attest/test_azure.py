@@ -10,6 +10,8 @@ from datetime import UTC, datetime, timedelta
 from functools import cache
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import padding, rsa
 from recorded import MANIFEST, fixed_time, read
 
 from strongroom.attest.azure_evidence import AzureEvidence
@@ -225,6 +227,48 @@ def test_a_document_that_was_changed_with_its_key_is_refused():
 def test_documents_without_one_good_key_are_refused(runtime):
     with pytest.raises(MalformedEvidence):
         verify(machine().evidence(b"", runtime=runtime), context())
+
+
+def test_weak_keys_of_a_virtual_tpm_are_refused():
+    (key,) = json.loads(machine().runtime())["keys"]
+    short = rsa.generate_private_key(65537, 1024).public_key().public_numbers().n
+    for weak in ({**key, "n": b64url(short.to_bytes(128, "big"))}, {**key, "e": "Aw"}):
+        with pytest.raises(MalformedEvidence, match="is not accepted"):
+            verify(machine().evidence(b"", runtime=machine().runtime(keys=[weak])), context())
+
+
+def test_pcrs_of_another_bank_are_refused():
+    message, _ = machine().quote(b"")
+    selection = bytes.fromhex("00000001000b03ffffff")
+    assert message.count(selection) == 1
+    message = message.replace(selection, bytes.fromhex("00000001000c03ffffff"))
+    signature = machine().key.sign(message, padding.PKCS1v15(), hashes.SHA256())
+    good = json.loads(machine().evidence(b"").data)["tpm_quote"]
+    quote = {**good, "message": message.hex(), "signature": signature.hex()}
+    with pytest.raises(MalformedEvidence, match="bank sha256"):
+        verify(machine().evidence(b"", changes={"tpm_quote": quote}), context())
+
+
+def test_base64url_has_its_padding_or_none():
+    report = json.loads(machine().evidence(b"").data)["hcl_report"]
+    assert len(report) % 4 == 3
+    padded = machine().evidence(b"n", changes={"hcl_report": report + "="})
+    assert verify(padded, context()).bound == b"n"
+    for wrong in (report + "==", report + "===", "=" + report, report[:-1] + "="):
+        with pytest.raises(MalformedEvidence, match="base64url"):
+            verify(machine().evidence(b"", changes={"hcl_report": wrong}), context())
+
+
+def test_nothing_stands_behind_the_report_of_the_paravisor():
+    hcl = machine().hcl_report(machine().runtime(), machine().pki.report(b""))
+    for report, reason in (
+        (hcl[:-1] + b"x", "behind the end"),
+        (b"HCLB" + hcl[4:], "form that is not known"),
+        (hcl[:4] + b"\x02" + hcl[5:], "form that is not known"),
+        (hcl[:8] + b"\x00" + hcl[9:], "cut off"),
+    ):
+        with pytest.raises(MalformedEvidence, match=reason):
+            verify(machine().evidence(b"", changes={"hcl_report": b64url(report)}), context())
 
 
 def test_odd_values_of_the_configuration_are_left_out():

@@ -349,6 +349,24 @@ def test_the_kinds_of_keys_are_not_mistaken_for_each_other():
         verify(says_vcek, context(leased))
 
 
+def test_a_leased_key_is_issued_by_the_authority_for_leased_keys_alone():
+    # The authority for processors' keys vouches for a VLEK, which is not its to give.
+    made = replace(pki(), signer="vlek").another(chip_id=pki().chip_id)
+    with pytest.raises(NotAuthentic, match="not issued for a product"):
+        verify(made.evidence(b""), context(made))
+    made = replace(pki(signer="vlek"), signer="vcek").another(chip_id=pki().chip_id)
+    with pytest.raises(NotAuthentic, match="not issued for a product"):
+        verify(made.evidence(b""), context(made))
+
+
+@pytest.mark.parametrize("at", [0x330, 0x400, 0x49F])
+def test_nothing_stands_behind_the_signature(at):
+    report = bytearray(pki().report(b""))
+    report[at] = 1
+    with pytest.raises(MalformedEvidence, match="behind its signature"):
+        verify(replace(pki().evidence(b""), data=bytes(report)), context())
+
+
 def test_the_key_of_another_processor_is_refused():
     other = pki().another(chip_id=b"\x77" * 64)
     evidence = replace(pki().evidence(b""), endorsements=other.evidence(b"").endorsements)
