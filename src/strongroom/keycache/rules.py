@@ -72,9 +72,11 @@ class Allow:
 
     def permits(self, peer: Peer) -> bool:
         """Whether this peer may. With neither users nor groups, nobody may."""
-        if peer.uid not in self.uids and self.gids.isdisjoint({peer.gid, *peer.gids}):
-            return False
-        return not self.exes or peer.exe in self.exes
+        return self.names(peer) and (not self.exes or peer.exe in self.exes)
+
+    def names(self, peer: Peer) -> bool:
+        """Whether this user or a group of his is named, whatever the program."""
+        return peer.uid in self.uids or not self.gids.isdisjoint({peer.gid, *peer.gids})
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +93,7 @@ class KeyRule:
 
 @dataclass(frozen=True, slots=True)
 class Rules:
-    """All rules: the one with the longest name that covers a key counts, and else ``default``."""
+    """All rules: that of the key itself counts, else the longest above it, else ``default``."""
 
     default: Allow
     keys: Sequence[KeyRule] = field(default=())
@@ -103,7 +105,9 @@ class Rules:
             NotAuthorised: by its user, group or program.
         """
         about = [rule for rule in self.keys if rule.covers(name)]
-        allow = max(about, key=lambda rule: len(rule.name)).allow if about else self.default
+        # "team/*" is as long as "team/m", which is about less.
+        closest = max(about, key=lambda rule: (rule.name == name, len(rule.name)), default=None)
+        allow = self.default if closest is None else closest.allow
         if not allow.permits(peer):
             raise NotAuthorised(
                 f"This user or program may not have the key {name}.",
@@ -116,5 +120,5 @@ class Rules:
         Raises:
             NotAuthorised: it is not among those of ``default``.
         """
-        if not self.default.permits(peer):
+        if not self.default.names(peer):
             raise NotAuthorised("This user or program may not see what the key cache holds.")
