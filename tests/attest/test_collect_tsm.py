@@ -137,6 +137,33 @@ def test_somebody_who_writes_into_our_directory_is_noticed(tmp_path):
             TsmCollector(str(tsm.place), pause=lambda seconds: None).collect(BOUND)
 
 
+def test_a_generation_that_is_no_number_is_an_error(tmp_path):
+    with machine(tmp_path) as tsm:
+        collector = TsmCollector(str(tsm.place))
+        made = tsm.mkdir
+
+        def mkdir(node):
+            made(node)
+            node.children["generation"].content = lambda: b"soon\n"
+
+        tsm.mkdir = mkdir
+        with pytest.raises(Unavailable, match="no number"):
+            collector.collect(BOUND)
+
+
+def test_certificates_that_the_kernel_cannot_read_are_left_out(tmp_path):
+    """As for TDX, where some kernels have the file and nothing to put into it."""
+    with machine(tmp_path) as tsm:
+        made = tsm.mkdir
+
+        def mkdir(node):
+            made(node)
+            node.children["auxblob"].content = lambda: (_ for _ in ()).throw(OSError(errno.ENXIO, ""))
+
+        tsm.mkdir = mkdir
+        assert TsmCollector(str(tsm.place)).collect(BOUND).endorsements == ()
+
+
 def test_a_driver_that_is_not_known(tmp_path):
     with machine(tmp_path, "arm_cca_guest") as tsm, pytest.raises(UsageError, match="arm_cca_guest"):
         TsmCollector(str(tsm.place))

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 
 import pytest
 from cryptography import x509
-from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from recorded import MANIFEST, fixed_time, read
 from software_ak import AK, KEYS, RESTRICTED, UNTIL, Ca, SoftwareAk, pcr_values, selection
@@ -21,7 +21,9 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.roots import production
 from strongroom.attest.tpm import describe
 from strongroom.attest.tpm_certificates import AK_USE, EK_USE
+from strongroom.attest.tpm_credential import enrol
 from strongroom.attest.tpm_evidence import TpmEvidence
+from strongroom.attest.tpm_keys import fingerprint
 from strongroom.attest.verify import Context, verify
 from strongroom.errors import EvidenceError, MalformedEvidence, NotAuthentic
 from strongroom.format.encoding import b64url, unb64url_text
@@ -414,6 +416,44 @@ def test_a_path_that_is_too_long_for_its_root_is_refused():
     leaf = middle.certify(KEYS["ecdsa"], use=AK_USE)
     with pytest.raises(NotAuthentic, match="this long"):
         verify(SoftwareAk().evidence(endorsements=[leaf, middle.der]), believing(root))
+
+
+def enrolling(ek, ca: Ca) -> Evidence:
+    certificate = ca.certify(ek, use=EK_USE, usage="key_encipherment")
+    return changed(SoftwareAk().evidence(), lambda m: m.update(ek_certificate=b64url(certificate)))
+
+
+def test_an_enrolment_names_the_key_and_the_tpm():
+    ca, ek = Ca(), ec.generate_private_key(ec.SECP256R1())
+    asked = enrol(enrolling(ek, ca), believing(ca), random=lambda size: bytes(size))
+    assert asked.platform == verify(SoftwareAk().evidence(), CONTEXT).platform
+    assert asked.ek == fingerprint(ek.public_key())
+    asked.confirm(bytes(32))
+
+
+@pytest.mark.parametrize(
+    "ek",
+    [
+        ed25519.Ed25519PrivateKey.generate(),
+        rsa.generate_private_key(65537, 4096),
+        ec.generate_private_key(ec.SECP256K1()),
+    ],
+)
+def test_an_endorsement_key_of_another_kind_is_refused(ek):
+    ca = Ca()
+    with pytest.raises(MalformedEvidence):
+        enrol(enrolling(ek, ca), believing(ca))
+
+
+def test_the_certificate_of_an_attestation_key_is_not_that_of_an_endorsement_key():
+    ca, ek = Ca(), ec.generate_private_key(ec.SECP256R1())
+    for use in (AK_USE, None):
+        certificate = ca.certify(ek, use=use)
+        evidence = changed(
+            SoftwareAk().evidence(), lambda m, der=certificate: m.update(ek_certificate=b64url(der))
+        )
+        with pytest.raises(NotAuthentic, match="another use"):
+            enrol(evidence, believing(ca))
 
 
 def test_endorsements_that_are_no_certificates_are_refused():

@@ -442,6 +442,33 @@ def test_tpm2_tools_open_our_credential(tpm, maker, tmp_path):
     assert (tmp_path / "secret").read_bytes() == b"a secret of 32 bytes, as it says"
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "name_hash"),
+    [
+        ("rsa2048:aes128cfb", "sha256"),
+        ("rsa3072:aes256cfb", "sha384"),
+        ("ecc256:aes128cfb", "sha256"),
+        ("ecc384:aes256cfb", "sha384"),
+        ("ecc521:aes256cfb", "sha512"),
+    ],
+)
+def test_every_kind_of_endorsement_key_opens_our_credential(tpm, tmp_path, algorithm, name_hash):
+    """Storage keys of the same hash and cipher as the EKs of the profile; a TPM makes no difference."""
+    ek, ak = str(tmp_path / "ek.ctx"), str(tmp_path / "ak.ctx")
+    tpm.tool("createprimary", "-C", "o", "-G", algorithm, "-g", name_hash, "-c", ek)
+    tpm.tool("readpublic", "-c", ek, "-o", ek + ".pub")
+    tpm.tool("createprimary", "-C", "e", "-G", "ecc256:ecdsa-sha256:null", "-a", RESTRICTED, "-c", ak)
+    tpm.tool("readpublic", "-c", ak, "-o", ak + ".pub")
+    keys = [parse_public((tmp_path / f"{name}.ctx.pub").read_bytes()) for name in ("ek", "ak")]
+    blob = make_credential(keys[0].key, keys[1], b"secret")
+    (tmp_path / "credential").write_bytes(bytes.fromhex("badcc0de00000001") + blob)
+    tpm.tool(
+        *("activatecredential", "-c", ak, "-C", ek, "-i", str(tmp_path / "credential")),
+        *("-o", str(tmp_path / "secret")),
+    )
+    assert (tmp_path / "secret").read_bytes() == b"secret"
+
+
 def test_our_tpm_opens_the_credential_of_the_library(tpm):
     """tpm2-pytss makes one with the EK's public area; ours is made from the certificate alone."""
     from tpm2_pytss import TPM2B_NAME, TPM2B_PUBLIC

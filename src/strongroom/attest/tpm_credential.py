@@ -35,11 +35,11 @@ __all__ = ["Enrolment", "enrol", "make_credential"]
 
 _SECRET_SIZE: Final = 32
 _PROFILES: Final = {
-    ("rsa", 2048): ("sha256", 128),
-    ("rsa", 3072): ("sha384", 256),
-    ("ec", 256): ("sha256", 128),
-    ("ec", 384): ("sha384", 256),
-    ("ec", 521): ("sha512", 256),
+    "rsa2048": ("sha256", 128),
+    "rsa3072": ("sha384", 256),
+    "secp256r1": ("sha256", 128),
+    "secp384r1": ("sha384", 256),
+    "secp521r1": ("sha512", 256),
 }
 """Endorsement key → hash of its name, bits of its AES-CFB."""
 
@@ -132,10 +132,10 @@ def make_credential(
     Raises:
         MalformedEvidence: the EK is of a kind that is not known here.
     """
-    family = "rsa" if isinstance(ek, rsa.RSAPublicKey) else "ec"
-    if (family, ek.key_size) not in _PROFILES:
-        raise MalformedEvidence(f"Endorsement keys {family} {ek.key_size} are not supported.")
-    hash_name, bits = _PROFILES[family, ek.key_size]
+    name = f"rsa{ek.key_size}" if isinstance(ek, rsa.RSAPublicKey) else ek.curve.name
+    if name not in _PROFILES:
+        raise MalformedEvidence(f"Endorsement keys of the kind {name} are not supported.")
+    hash_name, bits = _PROFILES[name]
     if isinstance(ek, rsa.RSAPublicKey):
         seed, sealed = _seal_rsa(ek, hash_name, random)
     else:

@@ -16,16 +16,16 @@ from typing import Any, Final, cast
 from strongroom.attest.collect.base import checked
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.limits import MAX_EVIDENCE
-from strongroom.errors import MissingExtra, NotFound, Unavailable, UsageError, os_errors
+from strongroom.errors import MissingExtra, NotFound, Unavailable, os_errors
 
 __all__ = ["DEFAULT_DEVICE", "IOCTL", "NitroCollector", "NsmRaw"]
 
 DEFAULT_DEVICE: Final = "/dev/nsm"
 
-_MAX_REQUEST: Final = 0x1000
 _MAX_RESPONSE: Final = 0x3000
 _MAX_USER_DATA: Final = 512
 _MAX_PUBLIC_KEY: Final = 1024
+"""Together they stay below the 4096 bytes that a request may have."""
 
 
 class NsmIovec(ctypes.Structure):
@@ -105,8 +105,6 @@ class NitroCollector:
             NsmIovec(ctypes.addressof(asked), len(request)),
             NsmIovec(ctypes.addressof(answer), _MAX_RESPONSE),
         )
-        if len(request) > _MAX_REQUEST:
-            raise UsageError(f"The request for a document has more than {_MAX_REQUEST} bytes.")
         with os_errors(self._device):
             descriptor = os.open(self._device, os.O_RDWR | os.O_CLOEXEC)
             try:
