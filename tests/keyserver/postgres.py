@@ -65,7 +65,7 @@ class Postgres:
         subprocess.run(
             [
                 place / "initdb",
-                *("-D", self.directory / "data"),
+                *("--no-sync", "-D", self.directory / "data"),
                 *("-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale", "C.UTF-8"),
             ],
             check=True,
@@ -76,12 +76,13 @@ class Postgres:
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
-    def start(self) -> None:
+    def start(self, **others: str) -> None:
         settings = {
             "listen_addresses": "",
             "unix_socket_directories": str(self.directory),
             "max_connections": "100",
             **self._settings,
+            **others,
         }
         options = [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
         with open(self.directory / "log", "ab") as log:

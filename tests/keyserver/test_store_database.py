@@ -83,23 +83,13 @@ def test_postgresql_waits_for_the_disk(postgres):
         assert connection.exec_driver_sql("SHOW synchronous_commit").scalar() == "on"
 
 
-def test_a_postgresql_that_forgets_is_refused():
-    from postgres import Postgres
-
-    server = Postgres(fsync="off")
-    try:
-        with pytest.raises(UsageError, match="fsync off"):
-            Store.create(server.database(), kek())
-    finally:
-        server.close()
-
-
-def test_a_database_that_is_away_is_unavailable_and_comes_back():
+def test_a_database_that_is_away_or_forgets_is_refused_and_comes_back():
     from postgres import Postgres
 
     server = Postgres()
     try:
-        with Store.create(server.database(), kek(), clock=Clock()) as store:
+        url = server.database()
+        with Store.create(url, kek(), clock=Clock()) as store:
             add_key(store)
             revision = store.snapshot().revision
             server.stop()
@@ -111,6 +101,10 @@ def test_a_database_that_is_away_is_unavailable_and_comes_back():
                 with pytest.raises(Unavailable) as caught:
                     attempt()
                 assert "INSERT" not in str(caught.value)
+            server.start(fsync="off")
+            with pytest.raises(UsageError, match="fsync off"):
+                Store(url, kek())
+            server.stop()
             server.start()
             assert release(store, grant(store)).refused == {}
             assert store.verify().sequence == 3
@@ -144,6 +138,25 @@ def test_migrations_make_what_the_tables_say(database_url):
             keys = inspect(connection).get_pk_constraint(table)["constrained_columns"]
             assert keys == [column.name for column in metadata.tables[table].primary_key]
     database.close()
+
+
+def test_text_and_numbers_are_the_same_on_both(store, clock):
+    """Case, order, great numbers, and text that is none of ASCII."""
+    for name in ("m/x", "M/x", "m/X", "m/x.1", "m/x-1", "m/x_1"):
+        add_key(store, name=name, bundle=bytes(range(240, 256)), note="\x00\U0001f511'\"")
+    assert [one.name for one in store.keys(None)] == ["M/x", "m/X", "m/x", "m/x-1", "m/x.1", "m/x_1"]
+    assert store.key("M/x").name == "M/x"
+    assert store.key("m/x").meta == {"note": "\x00\U0001f511'\""}
+    assert store.key("m/x").bundle == bytes(range(240, 256))
+    add_key(store, version=10**9)
+    with pytest.raises(UsageError):
+        add_key(store)
+    clock.now = clock.now.replace(year=9998, microsecond=123457)
+    store.evict("P", OWNER, "x")
+    store.evict("p", OWNER, "x")
+    assert [one.platform for one in store.nodes()] == ["P", "p"]
+    assert store.audit()[-1]["time"] == "9998-03-01T12:00:00.123457Z"
+    assert store.verify()
 
 
 def test_a_newer_schema_is_refused(database_url):

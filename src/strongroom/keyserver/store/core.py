@@ -145,17 +145,22 @@ class Core:
             StrongroomError: as when it is opened.
         """
         database = Database(url, create=True)
+        made: Path | None = None
         try:
             migrate(database)
             store_id = random.token_hex(16)
-            now = clock()
             with database.writing() as connection:
                 if connection.execute(select(tables.store.c.one)).first() is not None:
                     raise AlreadyExists("There is a key store in this database already.")
-                _fill(connection, store_id, kek, now, test)
+                _fill(connection, store_id, kek, clock(), test)
                 # Before the commit: where there is no anchor file, there is no store.
                 if anchor is not None:
                     Anchor.create(Path(anchor), store_id, GENESIS).close()
+                    made = Path(anchor)
+        except BaseException:
+            if made is not None:
+                made.unlink()
+            raise
         finally:
             database.close()
         return cls(url, kek, clock=clock, anchor=anchor, allow_test_roots=test)
