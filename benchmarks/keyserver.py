@@ -1,0 +1,329 @@
+"""Attested releases per second of one core, and what a restart of a fleet costs.
+
+    python benchmarks/keyserver.py [releases] [--database sqlite|postgresql] [--seconds 15]
+                                   [--concurrency 16] [--shared]
+    python benchmarks/keyserver.py fleet [--machines 2000] [--within 10]
+
+A real server over TLS, with a durable database. Each release is a challenge, a TDX quote bound to it
+(synthetic, under a test root; verified with DCAP like any other), policy, X-Wing, a signed answer that
+the client verifies and opens, and an audit record that is on the disk before.
+
+``releases``: the server, its workers and the database have one core, the clients another; ``--shared``
+leaves all cores to all. ``fleet``: machines ask once each, at random moments within some seconds, each
+over a connection of its own, at one of two servers with one PostgreSQL; who is refused for load asks
+again after a jittered delay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import random
+import secrets
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from strongroom.attest.endorsements import Wanted as WantedEndorsement
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.sources.files import DirectorySource
+from strongroom.crypto.hpke import MLKEM768X25519
+from strongroom.crypto.secret import SecretBytes
+from strongroom.keyserver.config import load_config
+from strongroom.keyserver.init import Wanted, initialise
+from strongroom.keyserver.opening import open_store
+from strongroom.keyserver.store import Actor
+from strongroom.providers.keyserver.profile import Profile, read_profile
+from strongroom.providers.keyserver.transport import Transport
+from strongroom.release.answer import Released, open_answer
+from strongroom.release.binding import WantedKey
+from strongroom.release.messages import Challenge, ReleaseRequest
+from strongroom.release.names import KeyName
+from strongroom.testing.intel import IntelPki
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "keyserver"))
+
+MR_TD = bytes(range(48))
+RTMR1 = bytes(range(48, 96))
+BUNDLE = bytes(range(16))
+NAME = "models/benchmark"
+POLICY = {
+    "id": "benchmark",
+    "version": 1,
+    "keys": [NAME],
+    "test_roots": True,
+    "any": [{"kind": "tdx", "mr_td": [MR_TD.hex()], "rtmr": {"1": [RTMR1.hex()]}}],
+    "lease": {"seconds": 3600},
+}
+
+
+def free_port() -> int:
+    with closing(socket.socket()) as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def make(
+    folder: Path, database: str | None, pki: IntelPki, workers: int
+) -> tuple[Path, Profile, SecretBytes]:
+    """A server with one key and one policy; gives its configuration, its profile, and the key."""
+    pki.save(folder / "node")
+    made = initialise(
+        folder / "server",
+        Wanted(
+            url=f"https://localhost:{free_port()}",
+            kek_key_file=folder / "root.key",
+            database=database,
+            insecure_test_roots=folder / "node",
+        ),
+    )
+    endorsements = folder / "endorsements"
+    endorsements.mkdir()
+    wanted = {"tee": "tdx", "fmspc": pki.fmspc.hex(), "ca": "platform"}
+    DirectorySource(endorsements).store(WantedEndorsement("intel", wanted), pki.collateral("tdx"))
+    text = made.config.read_text()
+    text = with_settings(
+        text,
+        {
+            "attestation": f'endorsements = ["files:{endorsements}"]',
+            "verification": f"workers = {workers}",
+            "limits": "requests_per_second = 100000.0\nburst = 100000\nconnections_per_address = 4096",
+        },
+    )
+    made.config.write_text(text)
+    dek = SecretBytes(secrets.token_bytes(32))
+    config = load_config(made.config)
+    with closing(open_store(config, None)) as store:
+        owner = Actor("benchmark", "owner", "local")
+        store.add_key(NAME, None, BUNDLE, dek, owner, {})
+        store.put_policy(POLICY, owner)
+    return made.config, read_profile(made.profile), dek
+
+
+def with_settings(text: str, settings: dict[str, str]) -> str:
+    """The configuration with more members in some sections."""
+    for section, lines in settings.items():
+        head = f"[{section}]"
+        text = (
+            text.replace(head, f"{head}\n{lines}", 1) if head in text else f"{text}\n{head}\n{lines}\n"
+        )
+    return text
+
+
+@contextmanager
+def running(
+    config: Path, profile: Profile, cpus: set[int] | None, port: int | None = None
+) -> Iterator[int]:
+    program = Path(sys.executable).with_name("strongroom")
+    log = config.with_suffix(f".{port or 0}.log")
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [program, "keyserver", "run", "--config", config],
+            stdout=output,
+            stderr=output,
+            preexec_fn=None if cpus is None else lambda: os.sched_setaffinity(0, cpus),
+        )
+    try:
+        with closing(Transport(profile, attempts=1)) as transport:
+            for _ in range(300):
+                try:
+                    transport.request("GET", "/readyz")
+                    break
+                except Exception:
+                    if process.poll() is not None:
+                        raise SystemExit(log.read_text()) from None
+                    time.sleep(0.1)
+        yield process.pid
+    finally:
+        process.send_signal(signal.SIGTERM)
+        process.wait(60)
+
+
+def release(transport: Transport, profile: Profile, pki: IntelPki, expected: SecretBytes) -> None:
+    """One whole release; raises if the key is not the right one."""
+    challenge = Challenge.from_json(transport.request("POST", "/v1/challenge", {}))
+    secret = SecretBytes.random(MLKEM768X25519.secret_size)
+    public = MLKEM768X25519.public_of(secret)
+    wanted = (WantedKey(KeyName(NAME), BUNDLE),)
+    request = ReleaseRequest(challenge.challenge, MLKEM768X25519.alg, public, wanted)
+    binding = request.binding(challenge.server_id)
+    quote = pki.tdx_quote(binding.for_primary("tdx"), mr_td=MR_TD, rtmr1=RTMR1)
+    body = {**request.to_json(), "evidence": [Evidence("tdx", quote).to_json()]}
+    _, (answer,) = open_answer(
+        transport.request("POST", "/v1/release", body), binding, secret, profile.signing_key
+    )
+    if not isinstance(answer, Released) or answer.dek != expected:
+        raise SystemExit(f"a wrong release: {answer}")
+
+
+def percentile(values: list[float], part: float) -> float:
+    return sorted(values)[min(len(values) - 1, int(len(values) * part))]
+
+
+def cpu_seconds(pids: list[int]) -> float:
+    total = 0.0
+    for pid in pids:
+        for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):
+            times = one.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def releases(arguments: argparse.Namespace) -> dict[str, Any]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        pki = IntelPki.create(datetime.now(UTC))
+        server_cpus = None if arguments.shared else {0}
+        database, pids = None, []
+        if arguments.database == "postgresql":
+            from postgres import Postgres
+
+            postgres = Postgres()
+            stack.callback(postgres.close)
+            database = postgres.database()
+            pids.append(postgres.pid)
+            if server_cpus:
+                for one in (
+                    psutil.Process(postgres.pid),
+                    *psutil.Process(postgres.pid).children(),
+                ):
+                    one.cpu_affinity(list(server_cpus))
+        config, profile, dek = make(folder, database, pki, arguments.workers)
+        pids.append(stack.enter_context(running(config, profile, server_cpus)))
+        if not arguments.shared:
+            os.sched_setaffinity(0, {1})
+        found: list[tuple[float, float]] = []
+        stop = threading.Event()
+
+        def client() -> None:
+            with closing(Transport(profile)) as transport:
+                while not stop.is_set():
+                    begin = time.perf_counter()
+                    release(transport, profile, pki, dek)
+                    found.append((begin, time.perf_counter() - begin))
+
+        threads = [threading.Thread(target=client) for _ in range(arguments.concurrency)]
+        for thread in threads:
+            thread.start()
+        time.sleep(2)  # connections, caches, the clock of the processor
+        begin, used = time.perf_counter(), cpu_seconds(pids)
+        clients = time.process_time()
+        time.sleep(arguments.seconds)
+        end, used = time.perf_counter(), cpu_seconds(pids) - used
+        clients = time.process_time() - clients
+        stop.set()
+        for thread in threads:
+            thread.join()
+        seconds = [took for start, took in found if start >= begin and start + took <= end]
+        rate = len(seconds) / (end - begin)
+        return {
+            "database": arguments.database,
+            "per_second": rate,
+            "cpu_of_server": used / (end - begin),
+            "per_cpu_second": rate / (used / (end - begin)),
+            "cpu_of_clients": clients / (end - begin),
+            "p50_ms": statistics.median(seconds) * 1e3,
+            "p99_ms": percentile(seconds, 0.99) * 1e3,
+            "concurrency": arguments.concurrency,
+        }
+
+
+def fleet(arguments: argparse.Namespace) -> dict[str, Any]:
+    from postgres import Postgres
+
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        pki = IntelPki.create(datetime.now(UTC))
+        postgres = Postgres()
+        stack.callback(postgres.close)
+        config, profile, dek = make(folder, postgres.database(), pki, 1)
+        first = json.loads((config.parent / "profile.json").read_text())
+        second_port = free_port()
+        second = folder / "second"
+        shutil.copytree(config.parent, second)
+        replica = second / config.name
+        replica.write_text(
+            replica.read_text().replace(
+                f"port = {first['url'].rsplit(':', 1)[1]}", f"port = {second_port}"
+            )
+        )
+        there = profile_at(profile, f"https://localhost:{second_port}")
+        pids = [
+            postgres.pid,
+            stack.enter_context(running(config, profile, None)),
+            stack.enter_context(running(replica, there, None, second_port)),
+        ]
+        machines = [
+            pki.another(ppid=secrets.token_bytes(16), piid=secrets.token_bytes(16))
+            for _ in range(arguments.machines)
+        ]
+        begin = time.monotonic() + 1
+        moments = sorted(begin + random.uniform(0, arguments.within) for _ in machines)
+        results: list[float] = []
+        failures: list[str] = []
+
+        def machine(number: int) -> None:
+            time.sleep(max(0.0, moments[number] - time.monotonic()))
+            asked = time.monotonic()
+            try:
+                with closing(Transport(random.choice((profile, there)), attempts=12)) as transport:
+                    release(transport, profile, machines[number], dek)
+                results.append(time.monotonic() - asked)
+            except (Exception, SystemExit) as error:
+                failures.append(repr(error))
+
+        used = cpu_seconds(pids)
+        threads = [threading.Thread(target=machine, args=(n,)) for n in range(len(machines))]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        used = cpu_seconds(pids) - used
+        return {
+            "machines": len(machines),
+            "failures": failures[:3],
+            "failed": len(failures),
+            "last_key_s": time.monotonic() - begin,
+            "p50_s": statistics.median(results),
+            "p99_s": percentile(results, 0.99),
+            "cpu_seconds_of_servers": used,
+            "machines_per_cpu_second": len(results) / used,
+        }
+
+
+def profile_at(profile: Profile, url: str) -> Profile:
+    return replace(profile, reached_at=url)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("what", nargs="?", choices=("releases", "fleet"), default="releases")
+    parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
+    parser.add_argument("--seconds", type=float, default=15)
+    parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--workers", type=int, default=1, help="processes that verify")
+    parser.add_argument("--shared", action="store_true", help="all cores for all")
+    parser.add_argument("--machines", type=int, default=2000)
+    parser.add_argument("--within", type=float, default=10)
+    arguments = parser.parse_args()
+    for name, value in (releases if arguments.what == "releases" else fleet)(arguments).items():
+        print(f"{name:26}{value:.4g}" if isinstance(value, float) else f"{name:26}{value}")
+
+
+if __name__ == "__main__":
+    main()
