@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv system lint test test-core demo bench docs fuzz clean
+.PHONY: help venv system lint test test-core demo bench soak docs fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -63,16 +63,22 @@ test-core: $(CORE)/.complete ## the core with `cryptography` and nothing else in
 demo: $(VENV)/.demo ## train, seal, load, predict, tamper; release a key to a machine that attests, or not
 	$(BIN)/python examples/digits.py
 
-bench: venv ## every figure of the README and the reference, as ratios; 15 GB of disk, an hour
+bench: venv system ## every figure of the README and the reference, as ratios; 15 GB of disk, an hour
 	$(BIN)/python benchmarks/run.py
 	$(BIN)/python benchmarks/parts.py
 	$(BIN)/python benchmarks/parts.py --cold
 	$(BIN)/python benchmarks/frameworks.py
 	$(BIN)/python benchmarks/gramine.py
 	$(BIN)/python benchmarks/fernet.py
+	for database in sqlite postgresql; do $(BIN)/python benchmarks/keyserver.py --database $$database; done
+	$(BIN)/python benchmarks/keyserver.py fleet
 
 docs: venv ## the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+soak: venv system ## a key server killed a hundred times on each database; its interface tried at length
+	$(BIN)/python benchmarks/keyserver_kills.py --database both
+	STRONGROOM_SCHEMATHESIS_EXAMPLES=500 $(BIN)/python -m pytest tests/keyserver/test_openapi.py
 
 fuzz: venv ## the parsers under atheris, a minute each
 	for target in fuzz/fuzz_*.py; do $(BIN)/python $$target -max_total_time=60 -verbosity=0 || exit 1; done

@@ -76,6 +76,12 @@ class Postgres:
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
+    @property
+    def pid(self) -> int:
+        """Of the process that all others of the server are children of."""
+        assert self._process is not None
+        return self._process.pid
+
     def start(self, **others: str) -> None:
         settings = {
             "listen_addresses": "",
