@@ -535,6 +535,17 @@ def test_a_hierarchy_with_a_password_is_an_error_that_says_so(tpm):
     assert "password" in (caught.value.hint or "")
 
 
+def test_no_session_is_left_where_the_policy_of_the_endorsement_key_fails(tpm, maker, tmp_path):
+    persistent_key(tpm, tmp_path, RESTRICTED)
+    asked = enrol(collector(tpm, key=PERSISTENT).collect(BOUND), context(maker))
+    assert collector(tpm, key=PERSISTENT).activate(asked.credential) == asked._secret
+    tpm.tool("changeauth", "-c", "e", "password")
+    with pytest.raises(Unavailable):
+        collector(tpm, key=PERSISTENT).activate(asked.credential)
+    for kind in ("handles-transient", "handles-loaded-session"):
+        assert tpm.tool("getcap", kind).strip() == ""
+
+
 def test_no_tpm_answers(tmp_path, capfd):
     with pytest.raises(Unavailable, match="No TPM answers"):
         TpmCollector(f"swtpm:path={tmp_path}/none").collect(BOUND)

@@ -116,7 +116,11 @@ def _policy_session(tpm: Any, library: Any) -> Any:
     session = tpm.start_auth_session(
         none, none, library.TPM2_SE.POLICY, symmetric, library.TPM2_ALG.SHA256
     )
-    # It outlives its command, so that there is something to flush either way.
-    tpm.trsess_set_attributes(session, library.TPMA_SESSION.CONTINUESESSION)
-    tpm.policy_secret(library.ESYS_TR.ENDORSEMENT, session)
+    try:
+        # It outlives its command, so that there is something to flush either way.
+        tpm.trsess_set_attributes(session, library.TPMA_SESSION.CONTINUESESSION)
+        tpm.policy_secret(library.ESYS_TR.ENDORSEMENT, session)
+    except library.TSS2_Exception:
+        tpm.flush_context(session)
+        raise
     return session
