@@ -63,6 +63,18 @@ def test_tokens_go_where_they_belong(sealed, stub):
     }
 
 
+def test_a_token_in_the_environment(model, profile, tmp_path, monkeypatch):
+    profile.write_profile(token_file=None)
+    monkeypatch.setenv("STRONGROOM_TOKEN", "srt_of-mine")
+    strongroom.seal(model, tmp_path / "m.sealed", recipients=f"{profile.url}/m")
+    strongroom.verify(tmp_path / "m.sealed")
+    assert dict(profile.tokens) == {
+        "/v1/keys": "Bearer srt_of-mine",
+        "/v1/challenge": None,
+        "/v1/release": None,
+    }
+
+
 def test_the_next_version(model, sealed, stub, tmp_path):
     strongroom.seal(model, tmp_path / "2.sealed", key=f"{stub.url}/team/resnet50")
     assert recipient(tmp_path / "2.sealed")["kid"] == "team/resnet50@2"

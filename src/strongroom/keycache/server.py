@@ -11,6 +11,7 @@ import collections
 import contextlib
 import logging
 import socket
+from functools import lru_cache
 from typing import Any, Final
 
 from strongroom.crypto.derive import BUNDLE_SIZE
@@ -37,8 +38,9 @@ IDLE_SECONDS: Final = 10.0
 _ACCEPTED_AT_ONCE: Final = 64
 
 
+@lru_cache(maxsize=1024)
 def parse_request(data: bytes) -> WantedKey | None:
-    """The key that is asked for; None for the status.
+    """The key that is asked for; None for the status. The same few are asked for again and again.
 
     Raises:
         UsageError: it is no request.

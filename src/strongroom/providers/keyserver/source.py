@@ -29,6 +29,7 @@ __all__ = ["ALG", "KeyOfHeader", "KeyServerKey", "key_server_key", "register", "
 
 ALG: Final = "keyserver"
 _MAX_META: Final = 1000
+_TOKEN: Final = "STRONGROOM_TOKEN"
 
 
 def wanted_keys(header: Header, name: KeyName | None = None) -> Iterator[tuple[str | None, WantedKey]]:
@@ -51,11 +52,16 @@ def wanted_keys(header: Header, name: KeyName | None = None) -> Iterator[tuple[s
             yield entry.get("uri"), WantedKey(said, header.bundle)
 
 
-def register(profile: Profile, key: KeyName, dek: SecretBytes, header: Header) -> KeyName:
+def register(
+    profile: Profile, key: KeyName, dek: SecretBytes, header: Header, token: str | None = None
+) -> KeyName:
     """Give a DEK to the key server, under its name and the bundle that it is for; name and version.
 
+    Args:
+        token: of an operator; by default what the profile names.
+
     Raises:
-        NotAuthorised: the token or certificate of the profile may not.
+        NotAuthorised: the token or certificate may not.
         AlreadyExists: there is this version already.
         ServerUnavailable, StrongroomError: it was not registered, or nobody knows.
     """
@@ -69,7 +75,7 @@ def register(profile: Profile, key: KeyName, dek: SecretBytes, header: Header) -
     }
     transport = Transport(profile)
     try:
-        made = AdminClient(transport, profile).add_key(key, header.bundle, dek, meta)
+        made = AdminClient(transport, profile, token).add_key(key, header.bundle, dek, meta)
     finally:
         transport.close()
     try:
@@ -103,7 +109,7 @@ class KeyServerKey:
 
     def wrap(self, dek: SecretBytes, header: Header) -> dict[str, Any]:
         profile = find_profile(self._uri, self._environ)
-        made = register(profile, self._key, dek, header)
+        made = register(profile, self._key, dek, header, self._environ.get(_TOKEN) or None)
         return {"alg": ALG, "uri": profile.url, "kid": str(made)}
 
     def unwrap(self, header: Header) -> SecretBytes:
