@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import subprocess
 import sys
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 import strongroom
+from strongroom.attest.evidence import Evidence
+from strongroom.attest.roots import production
+from strongroom.attest.verify import Context, verify
 from strongroom.errors import MissingExtra
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("fsspec") is not None or importlib.util.find_spec("torch") is not None,
     reason="extras are installed here; `make test-core` runs this without them",
 )
+
+
+EVIDENCE = Path(__file__).parents[1] / "attest" / "data"
 
 
 @pytest.fixture
@@ -83,3 +92,30 @@ def test_the_command_line_without_its_extra():
     )
     assert done.returncode == 2
     assert 'pip install "strongroom[cli]"' in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "file"),
+    [
+        ("tdx", "dcap/tdx_v4.bin"),
+        ("nitro", "nitro/user_data.cose"),
+    ],
+)
+def test_evidence_without_the_extra(kind, file):
+    data = (EVIDENCE / file).read_bytes().strip()
+    context = Context(datetime(2026, 1, 1, tzinfo=UTC), production())
+    with pytest.raises(MissingExtra) as caught:
+        verify(Evidence(kind, data, (b"{}",)), context)
+    assert caught.value.hint == 'pip install "strongroom[attest]"'
+
+
+def test_reports_of_snp_need_cryptography_alone():
+    report, key = ((EVIDENCE / f"snp/milan_v3.{end}").read_bytes() for end in ("bin", "vek"))
+    chain = (EVIDENCE / "snp/roots/milan_ask_ark_asvk.pem").read_bytes()
+    context = Context(datetime(2026, 7, 1, tzinfo=UTC), production())
+    assert not verify(Evidence("snp", report, (key, chain)), context).debug
+
+
+def test_a_key_server_without_the_extra():
+    with pytest.raises(ImportError):
+        importlib.import_module("strongroom.keyserver.app")
