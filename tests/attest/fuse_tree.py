@@ -12,6 +12,7 @@ import os
 import stat
 import struct
 import threading
+import traceback
 from pathlib import Path
 
 import pytest
@@ -99,6 +100,10 @@ class FuseTree:
                 answer, status = self._answer(code, self.nodes.get(number), message[40:]), 0
             except OSError as error:
                 answer, status = b"", -(error.errno or errno.EIO)
+            except Exception:
+                # A program would wait for ever for the answer of a thread that has ended.
+                traceback.print_exc()
+                answer, status = b"", -errno.EIO
             reply = struct.pack("<IiQ", 16 + len(answer), status, unique) + answer
             try:
                 os.write(self._device, reply)

@@ -17,9 +17,12 @@ from recorded import read
 from software_ak import SoftwareAk
 from swtpm import Tpm, TpmMaker, require_swtpm, switched_on
 
+from strongroom.attest.appraise import appraise
 from strongroom.attest.collect import open_collector, tpm_quote
 from strongroom.attest.collect.tpm import TpmCollector
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.requirements import parse_requirement
+from strongroom.attest.requirements_values import Problems
 from strongroom.attest.roots import production
 from strongroom.attest.tpm_credential import enrol, make_credential
 from strongroom.attest.tpm_evidence import TpmEvidence
@@ -35,6 +38,7 @@ from strongroom.errors import (
 )
 from strongroom.format.encoding import b64url, unb64url_text
 
+NOW = datetime.now(UTC)
 BOUND = hashlib.sha256(b"challenge").digest()
 
 
@@ -174,6 +178,24 @@ def test_a_pcr_that_never_rests_is_an_error(tpm, monkeypatch):
     monkeypatch.setattr(tpm_quote, "read_pcrs", changing)
     with pytest.raises(Unavailable, match="faster"):
         collector(tpm).collect(BOUND)
+
+
+def test_a_policy_takes_this_machine_in_this_state_alone(tpm, other_tpm):
+    for one in (tpm, other_tpm):
+        one.extend(7, hashlib.sha256(b"secure boot").digest())
+    claims = verify(collector(tpm).collect(BOUND), context())
+    policy = {"kind": "tpm", "platforms": [claims.platform], "pcr": {"7": [claims.values["pcr"]["7"]]}}
+    requirement = parse_requirement(policy, "any[0]", Problems())
+    assert requirement is not None
+
+    def refused(one: Tpm) -> list[str]:
+        found = appraise(requirement, verify(collector(one).collect(BOUND), context()), [], NOW)
+        return [finding.path for finding in found if not finding.ok]
+
+    assert refused(tpm) == []
+    assert refused(other_tpm) == ["any[0].platforms"]
+    tpm.extend(7, hashlib.sha256(b"another boot loader").digest())
+    assert refused(tpm) == ["any[0].pcr.7"]
 
 
 # Keys that are no attestation keys, made with tpm2-tools
