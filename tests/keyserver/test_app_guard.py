@@ -18,11 +18,11 @@ from strongroom.errors import (
     StorageError,
     StrongroomError,
 )
-from strongroom.keyserver.config import Limits
 from strongroom.keyserver.errors_http import HttpError, error_answer
 from strongroom.keyserver.guard import Guard
 from strongroom.keyserver.logs import configure_logging, log
 from strongroom.keyserver.metrics import Metrics
+from strongroom.keyserver.settings import Limits
 from strongroom.keyserver.tls import ABORT
 
 SECRET = "canary-secret"

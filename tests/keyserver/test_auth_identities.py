@@ -17,8 +17,9 @@ from cryptography.hazmat.primitives.serialization import (
 from strongroom.attest.roots import Roots, production
 from strongroom.errors import EvidenceError, NotFound, UsageError
 from strongroom.keyserver.certificates import issue, new_ca
-from strongroom.keyserver.config import Attestation, TokenIssuer, parse_config
+from strongroom.keyserver.config import parse_config
 from strongroom.keyserver.identities import Identities
+from strongroom.keyserver.settings import Attestation, TokenIssuer
 from strongroom.keyserver.trust import roots_of, test_root_files
 
 NOW = datetime.now(UTC)

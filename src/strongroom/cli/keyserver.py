@@ -18,7 +18,7 @@ from strongroom.model.output import FileOutput
 
 if TYPE_CHECKING:
     from strongroom.crypto.secret import SecretBytes
-    from strongroom.keyserver.config import Config
+    from strongroom.keyserver.settings import Config
     from strongroom.keyserver.store import Actor, Store
 
 __all__ = ["app"]

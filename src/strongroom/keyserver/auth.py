@@ -24,10 +24,10 @@ from fastapi import Depends, Request
 
 from strongroom.attest.evidence import Claims
 from strongroom.errors import EvidenceError, NotAuthorised
-from strongroom.keyserver.config import MtlsRole
 from strongroom.keyserver.errors_http import HttpError
 from strongroom.keyserver.logs import describe, log
 from strongroom.keyserver.services import services
+from strongroom.keyserver.settings import MtlsRole
 from strongroom.keyserver.store import Actor
 from strongroom.keyserver.tls import CLIENT_CERTIFICATE
 

@@ -15,11 +15,11 @@ from typing import Any, Final
 import structlog
 from starlette.types import ASGIApp, Scope
 
-from strongroom.keyserver.config import Limits
 from strongroom.keyserver.errors_http import HttpError, error_answer
 from strongroom.keyserver.limits import LimitedBody, RateLimit, source_group
 from strongroom.keyserver.logs import describe, log
 from strongroom.keyserver.metrics import Metrics
+from strongroom.keyserver.settings import Limits
 from strongroom.keyserver.tls import ABORT
 
 __all__ = ["Guard"]

@@ -14,7 +14,7 @@ from strongroom.attest.endorsements import EndorsementSource
 from strongroom.attest.evidence import Claims
 from strongroom.attest.roots import Issuer
 from strongroom.errors import EvidenceError, os_errors
-from strongroom.keyserver.config import Config
+from strongroom.keyserver.settings import Config
 
 __all__ = ["Identities"]
 

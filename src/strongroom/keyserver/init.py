@@ -20,7 +20,6 @@ from strongroom.format.encoding import b64url
 from strongroom.keyserver.certificates import end_of, hosts_of, issue, new_ca
 from strongroom.keyserver.config import (
     TEST_PREFIX,
-    Config,
     absolute_source,
     absolute_url,
     database_url,
@@ -29,6 +28,7 @@ from strongroom.keyserver.config import (
 from strongroom.keyserver.kek import RootKek, create_kek, open_kek
 from strongroom.keyserver.opening import now
 from strongroom.keyserver.public_keys import public_keys
+from strongroom.keyserver.settings import Config
 from strongroom.keyserver.store import Actor, Store
 from strongroom.keyserver.trust import test_root_files
 from strongroom.providers.keyserver.profile import server_url

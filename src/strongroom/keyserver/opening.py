@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import UsageError
-from strongroom.keyserver.config import Config, database_url, passphrase_of
+from strongroom.keyserver.config import database_url, passphrase_of
 from strongroom.keyserver.kek import RootKek, open_kek
+from strongroom.keyserver.settings import Config
 from strongroom.keyserver.store import Actor, Store
 from strongroom.release.audit import Head
 

@@ -21,8 +21,8 @@ from typing import Final
 
 from strongroom.crypto.secret import SecretBytes, keep_out_of_core_dumps
 from strongroom.errors import Unavailable, UsageError
-from strongroom.keyserver.config import Config, Listen
 from strongroom.keyserver.logs import configure_logging, log
+from strongroom.keyserver.settings import Config, Listen
 
 __all__ = ["bind", "run"]
 

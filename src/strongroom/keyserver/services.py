@@ -8,10 +8,10 @@ from datetime import datetime
 
 from fastapi import Request
 
-from strongroom.keyserver.config import Config
 from strongroom.keyserver.identities import Identities
 from strongroom.keyserver.metrics import Metrics
 from strongroom.keyserver.release import ReleaseService
+from strongroom.keyserver.settings import Config
 from strongroom.keyserver.store import Store
 
 __all__ = ["Services", "services"]

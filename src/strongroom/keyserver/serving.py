@@ -18,7 +18,6 @@ from strongroom.attest.sources import endorsement_source
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import StrongroomError
 from strongroom.keyserver.app import make_app
-from strongroom.keyserver.config import Config
 from strongroom.keyserver.guard import Guard
 from strongroom.keyserver.identities import Identities
 from strongroom.keyserver.logs import describe, log
@@ -26,6 +25,7 @@ from strongroom.keyserver.metrics import Metrics
 from strongroom.keyserver.opening import now, open_store
 from strongroom.keyserver.release import ReleaseService
 from strongroom.keyserver.services import Services
+from strongroom.keyserver.settings import Config
 from strongroom.keyserver.tls import Certificates, protocol_class
 from strongroom.keyserver.trust import roots_of
 from strongroom.keyserver.verification import VerificationPool

@@ -16,9 +16,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from strongroom.errors import InvalidKey, os_errors
 from strongroom.format.encoding import dump_json
-from strongroom.keyserver.config import Limits, Tls
 from strongroom.keyserver.limits import MAX_HEAD, ConnectionCount, source_group
 from strongroom.keyserver.metrics import Metrics
+from strongroom.keyserver.settings import Limits, Tls
 
 __all__ = ["ABORT", "CLIENT_CERTIFICATE", "Certificates", "protocol_class"]
 

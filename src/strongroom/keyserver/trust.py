@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from strongroom.attest.roots import Issuer, Roots, production
 from strongroom.errors import NotFound, UsageError, os_errors
-from strongroom.keyserver.config import Attestation, TokenIssuer
+from strongroom.keyserver.settings import Attestation, TokenIssuer
 
 __all__ = ["issuers_of", "roots_of", "test_root_files"]
 
