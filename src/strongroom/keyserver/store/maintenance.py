@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, select, update
+from sqlalchemy import Connection, bindparam, select, update
 
 from strongroom.errors import AuditBroken, NotFound, UsageError
 from strongroom.keyserver.kek import RootKek
@@ -55,16 +55,20 @@ class Maintenance(KeyRegister):
         with self._change(actor) as transaction:
             connection = transaction.connection
             rows = self._wrapped(connection)
+            moved: dict[str, list[dict[str, Any]]] = {"secrets": [], "keys": []}
             for place, aad, before in rows:
-                wrapped = ready.get(place) or _rewrap(before, aad, old, new)
                 table, name, version, _ = place
-                change = (
-                    update(secrets).where(secrets.c.name == name)
-                    if table == "secrets"
-                    else update(keys).where(keys.c.name == name, keys.c.version == version)
+                wrapped = ready.get(place) or _rewrap(before, aad, old, new)
+                moved[table].append({"n": name, "v": version, "w": wrapped})
+            named = secrets.c.name == bindparam("n")
+            query = update(secrets).where(named).values(wrapped=bindparam("w"))
+            connection.execute(query, moved["secrets"])
+            if moved["keys"]:
+                here = (keys.c.name == bindparam("n")) & (keys.c.version == bindparam("v"))
+                connection.execute(
+                    update(keys).where(here).values(wrapped=bindparam("w")), moved["keys"]
                 )
-                connection.execute(change.values(wrapped=wrapped))
-            count = len(rows) - len(SECRETS)
+            count = len(moved["keys"])
             connection.execute(update(store).values(kek=new.id))
             transaction.note("store.rewrapped", before=old.id, kek=new.id, keys=count)
         self._kek = new
