@@ -19,6 +19,7 @@ NEEDS = {
     "how-to/pipes-and-scripts.md": (),
     "how-to/keys-and-recipients.md": (),
     "how-to/run-a-key-server.md": ("fastapi", "sqlalchemy", "uvicorn"),
+    "how-to/use-a-key-server.md": ("fastapi", "sqlalchemy", "uvicorn", "dcap_qvl"),
     "how-to/seal-a-hugging-face-model.md": ("torch", "transformers"),
     "how-to/load-in-your-framework.md": (
         *("torch", "safetensors", "onnxruntime", "onnx", "onnxscript"),

@@ -145,7 +145,7 @@ def status(
     leases = said.get("leases")
     leases = leases if isinstance(leases, list) else []
     note(
-        f"{plain(str(said.get('server')))}: {len(leases)} keys; "
+        f"{plain(str(said.get('server')))}: {len(leases)} {'key' if len(leases) == 1 else 'keys'}; "
         + ", ".join(
             f"{said.get(name)} {name}"
             for name in ("requests", "releases", "renewals", "refusals", "failures")
