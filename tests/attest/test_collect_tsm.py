@@ -6,6 +6,7 @@ import errno
 import os
 import subprocess
 import sys
+import tempfile
 from contextlib import contextmanager
 from datetime import UTC, datetime
 
@@ -183,12 +184,7 @@ def test_a_kernel_without_configfs(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_user_who_may_not(tmp_path):
-    place = tmp_path / "report"
-    place.mkdir(mode=0o755)
-    # pytest's own directories are root's alone.
-    for folder in (tmp_path, tmp_path.parent, tmp_path.parent.parent):
-        folder.chmod(0o755)
+def test_a_user_who_may_not():
     code = (
         "import os, sys\n"
         "from strongroom.attest.collect.tsm import TsmCollector\n"
@@ -196,7 +192,10 @@ def test_a_user_who_may_not(tmp_path):
         "try: TsmCollector(sys.argv[1])\n"
         "except Exception as error: print(type(error).__name__, error, error.hint)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(place)], capture_output=True, text=True)
+    # pytest's own directories are root's alone.
+    with tempfile.TemporaryDirectory() as place:
+        os.chmod(place, 0o755)
+        done = subprocess.run([sys.executable, "-c", code, place], capture_output=True, text=True)
     assert "UsageError" in done.stdout, done.stderr
     assert "permission denied" in done.stdout
     assert "Only root" in done.stdout

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from dataclasses import replace
 from datetime import UTC, datetime
 
@@ -579,19 +580,18 @@ def test_a_device_that_is_not_there(tmp_path):
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
-def test_a_device_that_this_user_may_not_use(tmp_path):
-    device = tmp_path / "tpmrm0"
-    device.touch(0o600)
-    for folder in (tmp_path, *tmp_path.parents):
-        if folder.stat().st_uid == 0 and folder.name.startswith("pytest-"):
-            folder.chmod(0o755)
-    tmp_path.chmod(0o755)
+def test_a_device_that_this_user_may_not_use():
     code = (
         "import os, sys; from strongroom.attest.collect.tpm_device import check_device\n"
         "os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
         "try: check_device(sys.argv[1])\n"
         "except Exception as error: print(type(error).__name__, error, error.hint)\n"
     )
-    done = subprocess.run([sys.executable, "-c", code, str(device)], capture_output=True, text=True)
+    # pytest's own directories are root's alone.
+    with tempfile.TemporaryDirectory() as folder:
+        os.chmod(folder, 0o755)
+        device = os.path.join(folder, "tpmrm0")
+        os.close(os.open(device, os.O_CREAT | os.O_WRONLY, 0o600))
+        done = subprocess.run([sys.executable, "-c", code, device], capture_output=True, text=True)
     assert "UsageError This user may not use" in done.stdout, done.stderr
     assert "group tss" in done.stdout
