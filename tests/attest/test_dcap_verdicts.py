@@ -16,7 +16,7 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.limits import MAX_ENDORSEMENTS, MAX_EVIDENCE
 from strongroom.attest.roots import production
 from strongroom.attest.verify import Context, verify
-from strongroom.errors import MalformedEvidence, MissingEndorsement, NotAuthentic
+from strongroom.errors import MalformedEvidence, MissingEndorsement, NotAuthentic, Unavailable
 from strongroom.testing.intel import IntelPki
 from strongroom.testing.intel_quote import sign_quote, td_body
 
@@ -43,6 +43,36 @@ def quote(kind: str, pki: IntelPki = PKI, **parts) -> bytes:
 
 def verdict(kind: str, *, pki: IntelPki = PKI, context: Context = CONTEXT, **collateral):
     return verify(Evidence(kind, quote(kind, pki), (pki.collateral(kind, **collateral),)), context)
+
+
+class Source:
+    """One that has ``answer``, or raises it."""
+
+    def __init__(self, answer):
+        self.answer = answer
+
+    def fetch(self, wanted):
+        if isinstance(self.answer, Exception):
+            raise self.answer
+        return self.answer
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_machine_does_not_choose_its_collateral(kind):
+    """Collateral holds for a month: what a revoked machine kept from before is not asked for."""
+    brought = Evidence(kind, quote(kind), (PKI.collateral(kind),))
+    assert not verify(brought, CONTEXT).debug
+    today = Source(PKI.collateral(kind, revoked=["pck"]))
+    with pytest.raises(NotAuthentic, match="revoked"):
+        verify(brought, replace(CONTEXT, endorsements=today))
+
+
+@pytest.mark.parametrize("error", [MissingEndorsement("None."), Unavailable("Away.")])
+def test_collateral_that_was_brought_counts_where_the_source_has_none(error):
+    context = replace(CONTEXT, endorsements=Source(error))
+    assert verify(Evidence("tdx", quote("tdx"), (PKI.collateral("tdx"),)), context)
+    with pytest.raises(type(error)):
+        verify(Evidence("tdx", quote("tdx")), context)
 
 
 @pytest.mark.parametrize("kind", KINDS)

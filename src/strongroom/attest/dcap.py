@@ -30,7 +30,13 @@ from strongroom.attest.dcap_quote import Quote
 from strongroom.attest.endorsements import Wanted
 from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.verify import Context
-from strongroom.errors import MalformedEvidence, MissingEndorsement, MissingExtra, NotAuthentic
+from strongroom.errors import (
+    MalformedEvidence,
+    MissingEndorsement,
+    MissingExtra,
+    NotAuthentic,
+    Unavailable,
+)
 
 __all__ = ["describe", "verify"]
 
@@ -40,7 +46,9 @@ _PANIC: Final = "PanicException"
 def verify(evidence: Evidence, context: Context) -> Claims:
     """The claims of a quote of SGX or TDX, whatever its TCB status; see :func:`.verify.verify`.
 
-    The collateral is the first endorsement that comes with the evidence, or else is fetched.
+    The collateral is that of the configured source; where there is none, or it does not have it or does
+    not answer, the first endorsement that comes with the evidence. In that order, since collateral
+    holds for a month, and a machine could bring one from before its key was revoked.
     ``platform`` is ``ppid:…``, which a factory reset does not change; ``piid`` is among the values.
     ``tcb_date`` is the older of the dates of the platform's and the QE's level.
     """
@@ -120,15 +128,21 @@ def _call(function: Any, *arguments: Any) -> Any:
 
 
 def _collateral(evidence: Evidence, quote: Quote, parsed: Any, context: Context) -> Collateral:
-    if evidence.endorsements:
-        return Collateral.parse(evidence.endorsements[0])
+    brought = evidence.endorsements[0] if evidence.endorsements else None
     if context.endorsements is None:
-        raise MissingEndorsement(
-            "Intel's collateral for this quote is not at hand.",
-            hint="Send it along with the evidence, or configure a source of endorsements.",
-        )
+        if brought is None:
+            raise MissingEndorsement(
+                "Intel's collateral for this quote is not at hand.",
+                hint="Send it along with the evidence, or configure a source of endorsements.",
+            )
+        return Collateral.parse(brought)
     members = {"tee": quote.kind, "fmspc": _call(parsed.fmspc), "ca": _call(parsed.ca)}
-    return Collateral.parse(context.endorsements.fetch(Wanted("intel", members)))
+    try:
+        return Collateral.parse(context.endorsements.fetch(Wanted("intel", members)))
+    except (MissingEndorsement, Unavailable):
+        if brought is None:
+            raise
+        return Collateral.parse(brought)
 
 
 def _verify(library: Any, data: bytes, collateral: Collateral, root: bytes, now: int) -> Any:

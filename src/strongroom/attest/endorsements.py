@@ -1,7 +1,8 @@
 """Where endorsements come from: what vouches for the keys behind evidence.
 
 A source is asked by kind and members; whatever it answers is authenticated by the verifier, so that a
-cache in between needs no trust. It is never asked for anything that the evidence brought along.
+cache in between needs no trust. What can be revoked it is asked for first, even if the evidence brought it
+along: that may be of last month.
 """
 
 from __future__ import annotations
