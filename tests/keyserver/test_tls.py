@@ -12,7 +12,7 @@ from servers import Server, new_pki
 
 from strongroom.keyserver.certificates import hosts_of
 from strongroom.keyserver.config import load_config
-from strongroom.keyserver.init import renew_certificate
+from strongroom.keyserver.tls_files import renew_certificate
 
 HEAD = 1.0
 PATIENCE = 20.0

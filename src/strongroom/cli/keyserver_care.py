@@ -181,7 +181,7 @@ def renew_certificate(
     A running server takes it by itself within seconds.
     """
     settings = load(config)
-    from strongroom.keyserver.init import renew_certificate as renew
+    from strongroom.keyserver.tls_files import renew_certificate as renew
 
     end = renew(settings, host or [])
     note(f"The certificate is good until {end:%Y-%m-%d}.")

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import shutil
-from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -17,7 +14,6 @@ from urllib.parse import urlsplit
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import AlreadyExists, UsageError, os_errors
 from strongroom.format.encoding import b64url
-from strongroom.keyserver.certificates import end_of, hosts_of, issue, new_ca
 from strongroom.keyserver.config import (
     TEST_PREFIX,
     absolute_source,
@@ -30,6 +26,7 @@ from strongroom.keyserver.opening import now
 from strongroom.keyserver.public_keys import public_keys
 from strongroom.keyserver.settings import Config
 from strongroom.keyserver.store import Actor, Store
+from strongroom.keyserver.tls_files import LOCAL, make_certificates, write_new
 from strongroom.keyserver.trust import test_root_files
 from strongroom.providers.keyserver.profile import server_url
 
@@ -39,8 +36,6 @@ __all__ = [
     "Wanted",
     "initialise",
     "profile_of",
-    "renew_certificate",
-    "write_new",
 ]
 
 CONFIG_FILE: Final = "keyserver.toml"
@@ -51,7 +46,6 @@ _DATABASE_URL: Final = "database.url"
 _ANCHOR: Final = "audit.anchor"
 _ROOT_KEY: Final = "root.kek"
 _TEST_ROOTS: Final = "TEST-ROOTS-NOT-FOR-PRODUCTION"
-_LOCAL: Final = ("localhost", "127.0.0.1", "::1")
 _ACTOR: Final = Actor("init", "owner", "local")
 
 
@@ -92,21 +86,6 @@ def _split(url: str) -> tuple[str, int]:
     parts = urlsplit(server_url(url))
     assert parts.hostname is not None
     return parts.hostname, parts.port or 443
-
-
-def write_new(path: Path, content: str | bytes, mode: int = 0o600) -> None:
-    """Write a new file, readable by its owner alone unless ``mode`` says otherwise, durably.
-
-    Raises:
-        AlreadyExists: there is one.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    with os_errors(path):
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
 
 
 def initialise(directory: Path, wanted: Wanted) -> Made:
@@ -166,7 +145,7 @@ def _root_key(directory: Path, wanted: Wanted) -> tuple[RootKek, str]:
 
 def _make(directory: Path, wanted: Wanted, host: str, port: int, roots: dict[str, Path]) -> Made:
     server_id = f"{TEST_PREFIX if roots else ''}{host[:100]}-{secrets.token_hex(8)}"
-    _make_certificates(directory / "tls", server_id, host)
+    make_certificates(directory / "tls", server_id, host)
     if roots:
         (directory / _TEST_ROOTS).mkdir(mode=0o700)
         for path in roots.values():
@@ -198,20 +177,9 @@ def _make(directory: Path, wanted: Wanted, host: str, port: int, roots: dict[str
     )
 
 
-def _make_certificates(place: Path, server_id: str, host: str) -> None:
-    with os_errors(place):
-        place.mkdir(mode=0o700)
-    ca, ca_key = new_ca(f"strongroom {server_id}", now())
-    certificate, key = issue(ca, ca_key, host, [host, *_LOCAL], now())
-    write_new(place / "ca.pem", ca, 0o644)
-    write_new(place / "ca.key", ca_key)
-    write_new(place / "server.pem", certificate, 0o644)
-    write_new(place / "server.key", key)
-
-
 def _configuration(server_id: str, host: str, port: int, source: str, *, own: bool, test: bool) -> str:
     # JSON's strings are strings of TOML.
-    listen = "127.0.0.1" if host in _LOCAL else "0.0.0.0"  # noqa: S104 – clients are elsewhere
+    listen = "127.0.0.1" if host in LOCAL else "0.0.0.0"  # noqa: S104 – clients are elsewhere
     database = f'url = "sqlite:///{_DATABASE}"' if own else f'url_file = "{_DATABASE_URL}"'
     attestation = f'\n[attestation]\ninsecure_test_roots = "{_TEST_ROOTS}"\n' if test else ""
     return f"""# Paths are relative to this file. All members: see "Run a key server" in the documentation.
@@ -253,38 +221,3 @@ def profile_of(config: Config, store: Store, url: str, ca: str | None) -> dict[s
         "registration_key": {"suite": keys.suite, "public_key": b64url(keys.registration)},
         "ca": ca,
     }
-
-
-def renew_certificate(config: Config, hosts: Sequence[str]) -> datetime:
-    """A new certificate and key of the server's own CA, put in place of the old ones.
-
-    A running server takes them by itself. First the key is replaced, then the certificate; a server
-    that looks in between keeps the pair that it has.
-
-    Args:
-        config: of the server.
-        hosts: names and addresses; none takes those of the old certificate.
-
-    Returns:
-        When it ends.
-
-    Raises:
-        NotFound: the CA is not where ``init`` put it, beside the certificate.
-        InvalidKey: the files are not what they should be.
-    """
-    place = config.tls.certificate.parent
-    with os_errors(place):
-        ca, ca_key = (place / "ca.pem").read_bytes(), (place / "ca.key").read_bytes()
-        old = config.tls.certificate.read_bytes()
-    names = list(hosts) or hosts_of(old)
-    certificate, key = issue(ca, ca_key, names[0], [*names, *_LOCAL], now())
-    for path, content, mode in (
-        (config.tls.key, key, 0o600),
-        (config.tls.certificate, certificate, 0o644),
-    ):
-        beside = path.with_name(path.name + ".new")
-        with os_errors(path):
-            beside.unlink(missing_ok=True)
-            write_new(beside, content, mode)
-            os.replace(beside, path)
-    return end_of(certificate)
