@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import http.client
 import json
 import os
@@ -31,6 +32,16 @@ BUNDLE = bytes(range(16))
 MR_TD = b"\x11" * 48
 RTMR0 = b"\x22" * 48
 _START_SECONDS = 60
+_STARTED: list[subprocess.Popen[bytes]] = []
+
+
+@atexit.register
+def _kill_the_rest() -> None:
+    """Those of tests that failed."""
+    for one in _STARTED:
+        if one.poll() is None:
+            one.kill()
+            one.wait()
 
 
 @dataclass
@@ -109,6 +120,7 @@ class Server:
                 stderr=log,
                 env={**os.environ, **self.environment},
             )
+        _STARTED.append(self.process)
         workers = tomllib.loads(self.config.read_text()).get("listen", {}).get("workers", 1)
         if "--workers" in self.arguments:
             workers = int(self.arguments[self.arguments.index("--workers") + 1])
