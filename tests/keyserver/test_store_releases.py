@@ -366,12 +366,13 @@ def test_times_of_records_never_fall_but_where_a_clock_was_accepted(ready, clock
 
 def test_nothing_is_written_once_the_store_is_closed(ready):
     ready.close()
-    with pytest.raises(Unavailable, match="closed"):
-        ready.commit_release(write_of_nothing(ready))
-
-
-def write_of_nothing(store):
-    return write(store, revision=0)
+    for attempt in (
+        lambda: ready.commit_release(write(ready, revision=0)),
+        lambda: add_key(ready),
+        ready.snapshot,
+    ):
+        with pytest.raises(Unavailable, match="closed"):
+            attempt()
 
 
 def test_what_waits_is_written_before_the_store_closes(ready, clock):

@@ -109,6 +109,7 @@ class Core:
         self._secrets: dict[str, SecretBytes] = {}
         self._secrets_lock = threading.Lock()
         self._anchor: Anchor | None = None
+        self._prepare()
         self._database = Database(url)
         try:
             migrate(self._database)
@@ -120,6 +121,9 @@ class Core:
         except BaseException:
             self.close()
             raise
+
+    def _prepare(self) -> None:
+        """What a part keeps in memory, before the database is opened."""
 
     @classmethod
     def create(

@@ -71,6 +71,7 @@ class Database:
         parsed = _url(url)
         self.sqlite = parsed.get_backend_name() == "sqlite"
         self._mutex = threading.Lock()
+        self._closed = False
         if self.sqlite:
             assert parsed.database is not None
             path = os.path.abspath(parsed.database)
@@ -96,6 +97,7 @@ class Database:
         Raises:
             StorageError: the database does not answer.
         """
+        self._check_open()
         with _translated(), self.engine.connect() as connection:
             if not self.sqlite:
                 # One state for all statements, as a reader of SQLite has it.
@@ -112,6 +114,7 @@ class Database:
                 the connection is lost while it is committed.
         """
         # Threads queue here, in order; SQLite's own way is to try again after a while.
+        self._check_open()
         with self._mutex, _translated(), self.engine.connect() as connection:
             connection = connection.execution_options(write=True)
             with connection.begin():
@@ -128,7 +131,13 @@ class Database:
 
     def close(self) -> None:
         """Close all connections."""
+        self._closed = True
         self.engine.dispose()
+
+    def _check_open(self) -> None:
+        # A pool that was disposed of would connect again.
+        if self._closed:
+            raise StorageError("The key store is closed.")
 
 
 def _sqlite(path: str) -> Engine:

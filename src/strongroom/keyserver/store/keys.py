@@ -72,9 +72,9 @@ def _no_key(name: str, version: int | None) -> NotFound:
 class KeyRegister(PolicyRegister):
     """The part of the store that is about keys."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def _prepare(self) -> None:
         self._deks = DekCache()
-        super().__init__(*arguments, **options)
+        super()._prepare()
 
     def close(self) -> None:
         """Close, and wipe the keys at hand."""

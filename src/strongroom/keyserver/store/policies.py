@@ -27,11 +27,11 @@ _DOMAIN: Final = b"strongroom/v1/policy-history\x00"
 class PolicyRegister(Core):
     """The part of the store that is about policies."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def _prepare(self) -> None:
         self._snapshot: Snapshot | None = None
         self._state = State(-1, {})
         self._snapshot_lock = threading.Lock()
-        super().__init__(*arguments, **options)
+        super()._prepare()
 
     def put_policy(self, document: Mapping[str, Any], actor: Actor) -> PolicyRecord:
         """Put in a version of a policy; it is pending where the version in force demands approvals.

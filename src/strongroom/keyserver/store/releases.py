@@ -49,10 +49,10 @@ class EndWrite:
 class ReleaseBook(Core):
     """The part of the store that writes releases."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
+    def _prepare(self) -> None:
         self._writer = Writer(self._commit)
         self._purged: datetime | None = None
-        super().__init__(*arguments, **options)
+        super()._prepare()
 
     def close(self) -> None:
         """Write what waits, then close."""
