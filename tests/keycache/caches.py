@@ -86,10 +86,11 @@ class Cache(Asked):
         self.log = socket.parent.parent / "cache.log"
         self.arguments = ["--socket", str(socket), "--server", str(profile), *map(str, arguments)]
         self.environment = environment
+        self.before = []
         self.process = None
 
     def start(self):
-        command = [sys.executable, "-m", "strongroom", "keycache", "run", *self.arguments]
+        command = [*self.before, sys.executable, "-m", "strongroom", "keycache", "run", *self.arguments]
         with open(self.log, "ab") as log:
             began = log.tell()
             self.process = subprocess.Popen(

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -295,6 +296,28 @@ def shared(tmp_path_factory):
     yield stub, cache
     cache.stop()
     stub.stop()
+
+
+def test_written_to_the_socket_and_nowhere_else(stub, place, tmp_path):
+    """By the system calls of the process: no file, no pipe, no other socket sees the key."""
+    if shutil.which("strace") is None:
+        pytest.skip("strace is not installed")
+    dek = stub.add("m")
+    stub.lease = 2
+    trace = tmp_path / "trace"
+    calls = "trace=write,writev,pwrite64,pwritev,pwritev2,sendto,sendmsg,sendmmsg,sendfile,memfd_create"
+    cache = Cache(place, stub.profile_file)
+    cache.before = ["strace", "-D", "-f", "-xx", "-s", "100000", "-e", calls, "-o", str(trace)]
+    cache.start()
+    key = cache.client.key(WANTED)
+    assert bytes(key.buffer) == dek
+    eventually(lambda: cache.status()["renewals"])
+    cache.stop()
+    eventually(lambda: "+++ exited with 0" in trace.read_text())
+    spelt = "".join(f"\\x{byte:02x}" for byte in dek)
+    lines = [line for line in trace.read_text().splitlines() if spelt in line]
+    assert len(lines) == 1
+    assert "sendmsg(" in lines[0]
 
 
 class TestPeers:

@@ -11,12 +11,15 @@ import strongroom
 from strongroom.errors import (
     HeaderTampered,
     InvalidKey,
+    Malformed,
     NoKey,
     NoMatchingRecipient,
     ReleaseDenied,
     UsageError,
 )
+from strongroom.format.header import Header
 from strongroom.providers.by_model import KeyOfModel
+from strongroom.providers.keyserver.source import KeyOfHeader
 
 
 @pytest.fixture
@@ -191,6 +194,36 @@ def test_other_bundle(model, sealed, stub, tmp_path):
 def test_urls_that_name_no_key(model, tmp_path, url):
     with pytest.raises(UsageError):
         strongroom.seal(model, tmp_path / "x", key=url)
+
+
+def header(*kids):
+    entries = tuple({"alg": "keyserver", "uri": "https://k", "kid": kid} for kid in kids)
+    return Header(bytes(16), "m", recipients=entries)
+
+
+def test_entries_of_a_header(profile):
+    opener = KeyOfHeader(NoKey("none"))
+    for kids in (["m@x"], [""], ["../m"], ["a", "m@0"]):
+        with pytest.raises((Malformed, ReleaseDenied), match=r"name of a key|no such key"):
+            opener.unwrap(header(*kids))
+    with pytest.raises(Malformed, match="is not the name"):
+        opener.unwrap(Header(bytes(16), "m", recipients=({"alg": "keyserver"},)))
+
+
+def test_a_header_does_not_make_a_machine_ask_for_ever(profile):
+    opener = KeyOfHeader(NoKey("none"))
+    with pytest.raises(Malformed, match="more than 8"):
+        opener.unwrap(header(*(f"m{index}" for index in range(9))))
+    assert profile.asked == []
+    with pytest.raises(ReleaseDenied):
+        opener.unwrap(header(*(f"m{index}" for index in range(8))))
+    assert profile.count("/v1/release") == 8
+
+
+def test_the_first_that_is_released(profile):
+    dek = profile.add("b", bundle=bytes(16))
+    key = KeyOfHeader(NoKey("none")).unwrap(header("a", "b"))
+    assert bytes(key.buffer) == dek
 
 
 def test_the_command_line(model, stub, tmp_path):

@@ -29,6 +29,9 @@ __all__ = ["ALG", "KeyOfHeader", "KeyServerKey", "key_server_key", "register", "
 
 ALG: Final = "keyserver"
 _MAX_META: Final = 1000
+_MAX_ENTRIES: Final = 8
+"""Each may cost an attestation and a request; a header that nobody has authenticated could hold thousands."""
+
 _TOKEN: Final = "STRONGROOM_TOKEN"
 
 
@@ -39,11 +42,12 @@ def wanted_keys(header: Header, name: KeyName | None = None) -> Iterator[tuple[s
         name: the only key that is wanted; without a version it takes that of the entry.
 
     Raises:
-        Malformed: the name of a key is none.
+        Malformed: the name of a key is none, or there are too many.
     """
-    for index, entry in enumerate(header.recipients):
-        if entry["alg"] != ALG:
-            continue
+    entries = [(index, one) for index, one in enumerate(header.recipients) if one["alg"] == ALG]
+    if len(entries) > _MAX_ENTRIES:
+        raise Malformed("recipients", f"has more than {_MAX_ENTRIES} of a key server")
+    for index, entry in entries:
         try:
             said = KeyName.parse(entry.get("kid", ""))
         except UsageError:
