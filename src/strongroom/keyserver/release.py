@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -28,6 +28,7 @@ from strongroom.release.answer import Lease, refuse_key, seal_key, sign, sign_an
 from strongroom.release.approvals import policy_for
 from strongroom.release.binding import WantedKey
 from strongroom.release.decision import Asked, Decision, Presented, decide
+from strongroom.release.lease import lease_end, renewal_time
 from strongroom.release.limits import MAX_KEYS
 from strongroom.release.messages import Challenge, ReleaseRequest, time_text
 from strongroom.release.names import KeyName
@@ -37,9 +38,6 @@ if TYPE_CHECKING:
     from strongroom.keyserver.metrics import Metrics
 
 __all__ = ["ReleaseService", "Verdict"]
-
-_RENEW_AT: Final = 0.5
-"""Of the lease: half of it is left for a renewal to succeed in."""
 
 _ATTEMPTS: Final = 5
 """Decisions taken anew because an administrator changed something meanwhile."""
@@ -217,17 +215,9 @@ class ReleaseService:
         decision = decide(policy, asked, presented)
         if not decision.allowed:
             return Verdict(wanted, decision.code, record, policy, decision, shadows)
-        lease = self._lease(policy, presented)
+        end = lease_end(policy, presented.claims, presented.now)
+        lease = Lease(secrets.token_urlsafe(16), end, renewal_time(presented.now, end))
         return Verdict(wanted, "", record, policy, decision, shadows, lease)
-
-    def _lease(self, policy: Policy, presented: Presented) -> Lease:
-        ends = [presented.now + timedelta(seconds=policy.lease.seconds)]
-        ends += [one.not_after for one in presented.claims]
-        if policy.not_after is not None:
-            ends.append(policy.not_after)
-        not_after = min(ends)
-        renew_after = presented.now + (not_after - presented.now) * _RENEW_AT
-        return Lease(secrets.token_urlsafe(16), not_after, renew_after)
 
     def _write(
         self,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from typing import Any, Final
 
 from sqlalchemy import Row, select
@@ -17,15 +17,13 @@ from strongroom.keyserver.store.releases import ReleaseBook, RenewWrite
 from strongroom.keyserver.store.tables import leases, micros, moment
 from strongroom.release.approvals import policy_for
 from strongroom.release.decision import Asked, Decision, Presented, renew
+from strongroom.release.lease import lease_end, renewal_time
 from strongroom.release.messages import time_text
 from strongroom.release.names import KeyName
 from strongroom.release.policy import Policy
 from strongroom.release.stored_claims import claims_from_json
 
 __all__ = ["Renewals"]
-
-_RENEW_AT: Final = 0.5
-"""Of the lease, as at the release: half of it is left for a renewal to succeed in."""
 
 _ATTEMPTS: Final = 5
 """Decisions taken anew because something has changed meanwhile."""
@@ -114,7 +112,8 @@ class Renewals(KeyRegister, ReleaseBook):
         not_after = None
         if not code:
             assert policy is not None
-            not_after = _end(policy, row, now)
+            claims = map(claims_from_json, json.loads(row.claims))
+            not_after = lease_end(policy, claims, now)
             code = "" if not_after > now else "attest-again"
         details: dict[str, Any] = {"lease": id, "key": str(key), "code": code or "renewed"}
         if policy is not None:
@@ -165,20 +164,11 @@ class Renewals(KeyRegister, ReleaseBook):
         return judge(policy, asked, presented, moment(row.attested))
 
 
-def _end(policy: Policy, row: Row[Any], now: datetime) -> datetime:
-    ends = [now + timedelta(seconds=policy.lease.seconds)]
-    ends += [claims_from_json(one).not_after for one in json.loads(row.claims)]
-    if policy.not_after is not None:
-        ends.append(policy.not_after)
-    return min(ends)
-
-
 def _result(verdict: _Verdict, now: datetime) -> dict[str, Any]:
     if verdict.not_after is None:
         return {"id": verdict.id, "refused": verdict.code}
-    renew_after = now + (verdict.not_after - now) * _RENEW_AT
     return {
         "id": verdict.id,
         "not_after": time_text(verdict.not_after),
-        "renew_after": time_text(renew_after),
+        "renew_after": time_text(renewal_time(now, verdict.not_after)),
     }
