@@ -72,6 +72,7 @@ bench: venv system ## every figure of the README and the reference, as ratios; 1
 	$(BIN)/python benchmarks/fernet.py
 	for database in sqlite postgresql; do $(BIN)/python benchmarks/keyserver.py --database $$database; done
 	$(BIN)/python benchmarks/keyserver.py fleet
+	$(BIN)/python benchmarks/keyserver.py cache --outage 600
 
 docs: venv ## the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -3,6 +3,7 @@
     python benchmarks/keyserver.py [releases] [--database sqlite|postgresql] [--seconds 15]
                                    [--concurrency 16] [--shared]
     python benchmarks/keyserver.py fleet [--machines 2000] [--within 10]
+    python benchmarks/keyserver.py cache [--outage 600]
 
 A real server over TLS, with a durable database. Each release is a challenge, a TDX quote bound to it
 (synthetic, under a test root; verified with DCAP like any other), policy, X-Wing, a signed answer that
@@ -11,7 +12,9 @@ the client verifies and opens, and an audit record that is on the disk before.
 ``releases``: the server, its workers and the database have one core, the clients another; ``--shared``
 leaves all cores to all. ``fleet``: machines ask once each, at random moments within some seconds, each
 over a connection of its own, at one of two servers with one PostgreSQL; who is refused for load asks
-again after a jittered delay.
+again after a jittered delay. ``cache``: fifty processes ask the key cache of a machine for one key at the
+same moment, and must cause one release; then one asks again and again; then the server is away for some
+seconds, while keys are asked for every tenth of a second.
 """
 
 from __future__ import annotations
@@ -50,6 +53,7 @@ from strongroom.keyserver.opening import open_store
 from strongroom.keyserver.store import Actor
 from strongroom.providers.keyserver.profile import Profile, read_profile
 from strongroom.providers.keyserver.transport import Transport
+from strongroom.providers.unix_socket import KeyCache
 from strongroom.release.answer import Released, open_answer
 from strongroom.release.binding import WantedKey
 from strongroom.release.messages import Challenge, ReleaseRequest
@@ -306,13 +310,79 @@ def fleet(arguments: argparse.Namespace) -> dict[str, Any]:
         }
 
 
+ASK = """
+import sys, time
+from strongroom.providers.unix_socket import KeyCache
+from strongroom.release.binding import WantedKey
+from strongroom.release.names import KeyName
+cache, wanted = KeyCache(sys.argv[1]), WantedKey(KeyName(sys.argv[2]), bytes.fromhex(sys.argv[3]))
+time.sleep(max(0.0, float(sys.argv[4]) - time.time()))
+assert len(cache.key(wanted)) == 32
+"""
+
+
+def cache(arguments: argparse.Namespace) -> dict[str, Any]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        pki = IntelPki.create(datetime.now(UTC))
+        config, profile, dek = make(folder, None, pki, 1)
+        server = ExitStack()
+        stack.callback(server.close)
+        server.enter_context(running(config, profile, None))
+        program = Path(sys.executable).with_name("strongroom")
+        node = f"{sys.executable} -m strongroom.testing.synthetic_node {folder / 'node'}"
+        attester = f"exec:{node} --mr-td {MR_TD.hex()} --rtmr1 {RTMR1.hex()}"
+        path = folder / "keys.sock"
+        words = ["--server", config.parent / "profile.json", "--socket", path, "--attester", attester]
+        log = stack.enter_context((folder / "cache.log").open("wb"))
+        process = subprocess.Popen([program, "keycache", "run", *words], stderr=log, stdout=log)
+        stack.callback(process.wait, 30)
+        stack.callback(process.terminate)
+        for _ in range(200):
+            if path.exists():
+                break
+            time.sleep(0.1)
+        uri, wanted = f"unix://{path}", WantedKey(KeyName(NAME), BUNDLE)
+        client = KeyCache(uri)
+        together = [
+            subprocess.Popen(
+                [sys.executable, "-c", ASK, uri, NAME, BUNDLE.hex(), str(time.time() + 12)]
+            )
+            for _ in range(50)
+        ]
+        if any(one.wait(60) for one in together):
+            raise SystemExit("not everybody got the key")
+        counted = client.status()
+        seconds = []
+        for _ in range(5000):
+            begin = time.perf_counter()
+            if client.key(wanted) != dek:
+                raise SystemExit("a wrong key")
+            seconds.append(time.perf_counter() - begin)
+        server.close()
+        asked, end = 0, time.monotonic() + arguments.outage
+        while time.monotonic() < end:
+            if client.key(wanted) != dek:
+                raise SystemExit("a wrong key")
+            asked += 1
+            time.sleep(0.1)
+        return {
+            "processes at once": 50,
+            "releases for them": counted["releases"],
+            "p50_ms": statistics.median(seconds) * 1e3,
+            "p99_ms": percentile(seconds, 0.99) * 1e3,
+            "outage_s": arguments.outage,
+            "keys given meanwhile": asked,
+        }
+
+
 def profile_at(profile: Profile, url: str) -> Profile:
     return replace(profile, reached_at=url)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("what", nargs="?", choices=("releases", "fleet"), default="releases")
+    parser.add_argument("what", nargs="?", choices=("releases", "fleet", "cache"), default="releases")
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--seconds", type=float, default=15)
     parser.add_argument("--concurrency", type=int, default=16)
@@ -320,8 +390,11 @@ def main() -> None:
     parser.add_argument("--shared", action="store_true", help="all cores for all")
     parser.add_argument("--machines", type=int, default=2000)
     parser.add_argument("--within", type=float, default=10)
+    parser.add_argument("--outage", type=float, default=10, help="seconds")
     arguments = parser.parse_args()
-    for name, value in (releases if arguments.what == "releases" else fleet)(arguments).items():
+    for name, value in {"releases": releases, "fleet": fleet, "cache": cache}[arguments.what](
+        arguments
+    ).items():
         print(f"{name:26}{value:.4g}" if isinstance(value, float) else f"{name:26}{value}")
 
 
