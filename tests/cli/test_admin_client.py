@@ -189,7 +189,10 @@ def test_an_approver_signs_what_he_has_read_and_names_what_it_follows():
         "approver": "alice",
     }
     public = Ed25519PublicKey.from_public_bytes(key.public_key().public_bytes_raw())
-    public.verify(unb64url_text(body["signature"]), policy_statement(policy, Policy.parse(first)))
+    public.verify(
+        unb64url_text(body["signature"]),
+        policy_statement(policy, Policy.parse(first), Pinned().signing_key),
+    )
 
 
 @pytest.mark.parametrize(

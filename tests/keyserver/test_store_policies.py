@@ -20,8 +20,13 @@ def approvals(needed=2, names="abc"):
     return {"approvals": {"needed": needed, "approvers": keys}}
 
 
+def signing_key(store):
+    seed = store.secret("signing")
+    return Ed25519PrivateKey.from_private_bytes(seed.buffer).public_key().public_bytes_raw()
+
+
 def approve(store, new, old, name, key=None):
-    statement = policy_statement(Policy.parse(new), Policy.parse(old))
+    statement = policy_statement(Policy.parse(new), Policy.parse(old), signing_key(store))
     signature = KEYS[key or name].sign(statement)
     return store.approve_policy(new["id"], new["version"], name, signature, OWNER)
 

@@ -34,38 +34,44 @@ NEXT = Policy.parse(
 )
 
 
-def signed(policy, previous, *names):
-    return {name: KEYS[name].sign(policy_statement(policy, previous)) for name in names}
+SERVER = b"\x07" * 32
+
+
+def signed(policy, previous, *names, server=SERVER):
+    return {name: KEYS[name].sign(policy_statement(policy, previous, server)) for name in names}
 
 
 def test_two_of_three():
-    assert verify_approvals(NEXT, IN_FORCE, signed(NEXT, IN_FORCE, "cay", "ann")) == ("ann", "cay")
-    assert verify_approvals(NEXT, IN_FORCE, signed(NEXT, IN_FORCE, *["ann", "bob", "cay"]))
+    assert verify_approvals(NEXT, IN_FORCE, signed(NEXT, IN_FORCE, "cay", "ann"), SERVER) == (
+        "ann",
+        "cay",
+    )
+    assert verify_approvals(NEXT, IN_FORCE, signed(NEXT, IN_FORCE, *["ann", "bob", "cay"]), SERVER)
 
 
 @pytest.mark.parametrize("names", [(), ("ann",), ("cay",)])
 def test_too_few(names):
     with pytest.raises(NotAuthorised, match=f"{len(names)} of 2"):
-        verify_approvals(NEXT, IN_FORCE, signed(NEXT, IN_FORCE, *names))
+        verify_approvals(NEXT, IN_FORCE, signed(NEXT, IN_FORCE, *names), SERVER)
 
 
 def test_a_stranger_and_one_whom_the_new_version_names():
     with pytest.raises(NotAuthorised):
-        verify_approvals(NEXT, IN_FORCE, signed(NEXT, IN_FORCE, "ann", "bob", "eve"))
+        verify_approvals(NEXT, IN_FORCE, signed(NEXT, IN_FORCE, "ann", "bob", "eve"), SERVER)
     taken_over = Policy.parse(document(version=5, approvals=approvers("eve", needed=1)))
     with pytest.raises(NotAuthorised):
-        verify_approvals(taken_over, IN_FORCE, signed(taken_over, IN_FORCE, "eve"))
+        verify_approvals(taken_over, IN_FORCE, signed(taken_over, IN_FORCE, "eve"), SERVER)
     dropped = Policy.parse(document(version=5))
     with pytest.raises(NotAuthorised):
-        verify_approvals(dropped, IN_FORCE, {})
+        verify_approvals(dropped, IN_FORCE, {}, SERVER)
     # With the approvals that the version in force asks for, approvers can change.
-    assert verify_approvals(taken_over, IN_FORCE, signed(taken_over, IN_FORCE, "ann", "bob"))
+    assert verify_approvals(taken_over, IN_FORCE, signed(taken_over, IN_FORCE, "ann", "bob"), SERVER)
 
 
 def test_one_person_under_another_name():
     doubled = {"ann": signed(NEXT, IN_FORCE, "ann")["ann"], "bob": signed(NEXT, IN_FORCE, "ann")["ann"]}
     with pytest.raises(NotAuthorised, match="by bob"):
-        verify_approvals(NEXT, IN_FORCE, doubled)
+        verify_approvals(NEXT, IN_FORCE, doubled, SERVER)
 
 
 def test_an_approval_is_of_one_change_alone():
@@ -76,15 +82,21 @@ def test_an_approval_is_of_one_change_alone():
     in_force = Policy.parse({**IN_FORCE.to_json(), "description": "other", "version": 4})
     for policy in (other, later):
         with pytest.raises(NotAuthorised):
-            verify_approvals(policy, IN_FORCE, good)
+            verify_approvals(policy, IN_FORCE, good, SERVER)
     with pytest.raises(NotAuthorised):
-        verify_approvals(NEXT, in_force, good)
+        verify_approvals(NEXT, in_force, good, SERVER)
     with pytest.raises(InvalidPolicy):
-        verify_approvals(elsewhere, IN_FORCE, good)
+        verify_approvals(elsewhere, IN_FORCE, good, SERVER)
     # Nor a signature over the digest, or the document, without saying what it is for.
-    for message in (NEXT.digest, policy_statement(NEXT, None), b""):
+    for message in (NEXT.digest, policy_statement(NEXT, None, SERVER), b""):
         with pytest.raises(NotAuthorised):
-            verify_approval(NEXT, IN_FORCE, "ann", KEYS["ann"].sign(message))
+            verify_approval(NEXT, IN_FORCE, "ann", KEYS["ann"].sign(message), SERVER)
+
+
+def test_an_approval_is_for_one_server():
+    """What was approved for the staging server is not approved for the one with the real keys."""
+    with pytest.raises(NotAuthorised):
+        verify_approvals(NEXT, IN_FORCE, signed(NEXT, IN_FORCE, "ann", "bob", server=bytes(32)), SERVER)
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "empty", "longer"])
@@ -97,24 +109,24 @@ def test_a_signature_that_is_none(change):
         "longer": good + b"\0",
     }[change]
     with pytest.raises(NotAuthorised):
-        verify_approval(NEXT, IN_FORCE, "ann", bad)
+        verify_approval(NEXT, IN_FORCE, "ann", bad, SERVER)
 
 
 @pytest.mark.parametrize("version", [1, 3, 4])
 def test_an_old_version_does_not_return(version):
     old = Policy.parse({**NEXT.to_json(), "version": version})
     with pytest.raises(InvalidPolicy) as caught:
-        verify_approvals(old, IN_FORCE, signed(old, IN_FORCE, "ann", "bob"))
+        verify_approvals(old, IN_FORCE, signed(old, IN_FORCE, "ann", "bob"), SERVER)
     assert caught.value.path == "version"
     check_successor(old, None)
 
 
 def test_the_first_version_and_one_without_approvals_ask_nobody():
-    assert verify_approvals(IN_FORCE, None, {}) == ()
+    assert verify_approvals(IN_FORCE, None, {}, SERVER) == ()
     plain = Policy.parse(document(version=4))
-    assert verify_approvals(NEXT, plain, {}) == ()
+    assert verify_approvals(NEXT, plain, {}, SERVER) == ()
     with pytest.raises(NotAuthorised):
-        verify_approval(NEXT, plain, "ann", b"")
+        verify_approval(NEXT, plain, "ann", b"", SERVER)
 
 
 def policy(name, *keys, **members):
@@ -170,9 +182,12 @@ def test_the_statement_is_what_it_was():
         {"id": "p", "version": 1, "keys": ["k"], "any": [{"kind": "mtls", "subject": "CN=a"}]}
     )
     digest = b64url(one.digest)
-    assert policy_statement(one, None) == (
-        b'strongroom/v1/policy\0{"id":"p","policy":"' + digest.encode() + b'","previous":null,"v":1,'
-        b'"version":1}'
+    assert policy_statement(one, None, SERVER) == (
+        b'strongroom/v1/policy\0{"id":"p","policy":"'
+        + digest.encode()
+        + b'","previous":null,"server":"'
+        + b64url(SERVER).encode()
+        + b'","v":1,"version":1}'
     )
     text = b'{"any":[{"kind":"mtls","subject":"CN=a"}],"id":"p","keys":["k"],"version":1}'
     assert one.digest == hashlib.sha256(text).digest()

@@ -197,7 +197,7 @@ class AdminClient:
             )
         active = [one for one in history if one.get("status") == "active"]
         previous = Policy.parse(active[-1].get("policy")) if active else None
-        signature = key.sign(policy_statement(policy, previous))
+        signature = key.sign(policy_statement(policy, previous, self._pinned.signing_key))
         body = {
             "id": policy.id,
             "version": policy.version,

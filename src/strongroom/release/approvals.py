@@ -1,7 +1,8 @@
 """Approvals of a policy change: m of n people sign the new version, as the version in force says.
 
-What is signed names the version that it follows by digest, so that an approval cannot be used for
-another change, and an approved version cannot be put in a second time on top of something else.
+What is signed names the key server, and the version that it follows by digest: an approval cannot be
+used for another change or at another server, a staging server for instance, and an approved version cannot
+be put in a second time on top of something else.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ __all__ = [
 _STATEMENT: Final = b"strongroom/v1/policy\x00"
 
 
-def policy_statement(policy: Policy, previous: Policy | None) -> bytes:
+def policy_statement(policy: Policy, previous: Policy | None, server_key: bytes) -> bytes:
     """What an approver signs with Ed25519.
 
     Args:
         policy: the version that is to come into force.
         previous: the one in force, or None for the first of its id.
+        server_key: the signing key of the server, 32 bytes, as its profile has it.
     """
     statement = {
         "v": 1,
+        "server": b64url(server_key),
         "id": policy.id,
         "version": policy.version,
         "policy": b64url(policy.digest),
@@ -63,7 +66,9 @@ def check_successor(policy: Policy, previous: Policy | None) -> None:
         )
 
 
-def verify_approval(policy: Policy, previous: Policy, name: str, signature: bytes) -> None:
+def verify_approval(
+    policy: Policy, previous: Policy, name: str, signature: bytes, server_key: bytes
+) -> None:
     """Whether ``signature`` is an approval of ``policy`` by an approver of the version in force.
 
     Raises:
@@ -74,7 +79,7 @@ def verify_approval(policy: Policy, previous: Policy, name: str, signature: byte
         if key is None:
             raise InvalidSignature
         public = Ed25519PublicKey.from_public_bytes(key)
-        public.verify(signature, policy_statement(policy, previous))
+        public.verify(signature, policy_statement(policy, previous, server_key))
     except InvalidSignature:
         raise NotAuthorised(
             f"This is no approval of {policy.id} version {policy.version} by {name}.",
@@ -83,7 +88,7 @@ def verify_approval(policy: Policy, previous: Policy, name: str, signature: byte
 
 
 def verify_approvals(
-    policy: Policy, previous: Policy | None, signatures: Mapping[str, bytes]
+    policy: Policy, previous: Policy | None, signatures: Mapping[str, bytes], server_key: bytes
 ) -> tuple[str, ...]:
     """The names of those who have approved, once they are enough.
 
@@ -91,6 +96,7 @@ def verify_approvals(
         policy: the version that is to come into force.
         previous: the one in force; its approvals are asked for, not those of the new one.
         signatures: approver → signature of :func:`policy_statement`.
+        server_key: the signing key of the server.
 
     Raises:
         InvalidPolicy: it cannot follow the version in force.
@@ -100,7 +106,7 @@ def verify_approvals(
     if previous is None or previous.approvals is None:
         return ()
     for name, signature in signatures.items():
-        verify_approval(policy, previous, name, signature)
+        verify_approval(policy, previous, name, signature, server_key)
     if len(signatures) < previous.approvals.needed:
         raise NotAuthorised(
             f"{len(signatures)} of {previous.approvals.needed} approvals are there for "

@@ -142,8 +142,9 @@ class PolicyRegister(Core):
             if row is None or previous is None:
                 raise NotFound(f"No version {version} of the policy {id} waits for approval.")
             self._check_signature(row)
+            server_key = self._signing.public_key().public_bytes_raw()
             policy = Policy.parse(json.loads(row.document))
-            verify_approval(policy, previous, approver, signature)
+            verify_approval(policy, previous, approver, signature, server_key)
             given = _approvals(connection, row.number)
             if approver in given:
                 raise UsageError(f"{approver} has approved this version already.")
@@ -154,7 +155,7 @@ class PolicyRegister(Core):
             complete = len(given) >= row.needed
             if complete:
                 # All of them again, as the database has them.
-                verify_approvals(policy, previous, given)
+                verify_approvals(policy, previous, given, server_key)
                 _check_alone(connection, policy)
                 _activate(connection, id, row.number)
             transaction.changed = complete
