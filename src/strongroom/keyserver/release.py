@@ -155,6 +155,11 @@ class ReleaseService:
                 if verdict.lease is not None and verdict.lease.id in outcome.refused:
                     verdict.code, verdict.lease = outcome.refused[verdict.lease.id], None
                 self._count(verdict.code or "released", claims, 1)
+            granted = [
+                one.record for one in verdicts if one.lease is not None and one.record is not None
+            ]
+            if all(map(self._store.at_hand, granted)):
+                return self._answer(request, verdicts, now)
             return await asyncio.to_thread(self._answer, request, verdicts, now)
         raise Unavailable("The policies change faster than a decision is taken.", hint="Ask again.")
 

@@ -54,6 +54,12 @@ class DekCache:
                 with self._lock:
                     self._making.pop(name, None)
 
+    def has(self, name: bytes) -> bool:
+        """Whether :meth:`get` would not have to make it."""
+        with self._lock:
+            self._drop_old()
+            return name in self._found
+
     def _copy(self, name: bytes) -> SecretBytes | None:
         self._drop_old()
         entry = self._found.get(name)

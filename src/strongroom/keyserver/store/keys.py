@@ -219,6 +219,10 @@ class KeyRegister(PolicyRegister):
         aad = self._aad(record)
         return self._deks.get(aad, lambda: self._unwrapped(record, aad))
 
+    def at_hand(self, record: KeyRecord) -> bool:
+        """Whether :meth:`dek` would ask neither the database nor the root key."""
+        return self._deks.has(self._aad(record))
+
     def _unwrapped(self, record: KeyRecord, aad: bytes) -> SecretBytes:
         kek = self._kek
         with self._database.reading() as connection:
