@@ -573,3 +573,26 @@ def test_no_tpm_is_said(tmp_path):
         create_kek(f"tpm:{tmp_path}/root.json?tcti=swtpm:path={tmp_path}/none")
     with pytest.raises(UsageError):
         open_kek("tpm:x?pcr=7")
+
+
+def test_an_hsm_beside_a_library_with_functions_of_the_same_names(pkcs11_source):
+    """TensorFlow exports an OpenSSL of its own to the whole process; SoftHSM crashed in it."""
+    pytest.importorskip("tensorflow")
+    source, pin = pkcs11_source
+    code = (
+        "import sys, tensorflow\n"
+        "from strongroom.crypto.secret import SecretBytes\n"
+        "from strongroom.keyserver.kek import create_kek\n"
+        "kek = create_kek(sys.argv[1], SecretBytes(sys.argv[2].encode()))\n"
+        "key = SecretBytes(bytes(range(32)))\n"
+        "assert kek.unwrap(kek.wrap(key, b'x'), b'x') == key\n"
+    )
+    pin_text = pin if isinstance(pin, str) else bytes(pin.buffer).decode()
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, source, pin_text],
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
