@@ -575,21 +575,22 @@ def test_no_tpm_is_said(tmp_path):
         open_kek("tpm:x?pcr=7")
 
 
-def test_an_hsm_beside_a_library_with_functions_of_the_same_names(pkcs11_source):
-    """TensorFlow exports an OpenSSL of its own to the whole process; SoftHSM crashed in it."""
+@pytest.mark.parametrize("kind", ["pkcs11_source", "tpm_source"])
+def test_beside_a_library_with_functions_of_the_same_names(kind, request):
+    """TensorFlow exports an OpenSSL of its own to the whole process; SoftHSM and tpm2-tss crashed in it."""
     pytest.importorskip("tensorflow")
-    source, pin = pkcs11_source
+    source, secret = request.getfixturevalue(kind)
     code = (
         "import sys, tensorflow\n"
         "from strongroom.crypto.secret import SecretBytes\n"
         "from strongroom.keyserver.kek import create_kek\n"
-        "kek = create_kek(sys.argv[1], SecretBytes(sys.argv[2].encode()))\n"
+        "secret = SecretBytes(sys.argv[2].encode()) if sys.argv[2] else None\n"
+        "kek = create_kek(sys.argv[1], secret)\n"
         "key = SecretBytes(bytes(range(32)))\n"
         "assert kek.unwrap(kek.wrap(key, b'x'), b'x') == key\n"
     )
-    pin_text = pin if isinstance(pin, str) else bytes(pin.buffer).decode()
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", code, source, pin_text],
+        [sys.executable, "-W", "ignore", "-c", code, source, secret or ""],
         env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "3"},
         capture_output=True,
         text=True,

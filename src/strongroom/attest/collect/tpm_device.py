@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
+from strongroom.crypto.apart import load_apart
 from strongroom.errors import MissingExtra, NotFound, Unavailable, UsageError
 
 __all__ = [
@@ -40,6 +41,8 @@ def tpm2() -> Any:
     Raises:
         MissingExtra: it is not installed.
     """
+    with suppress(OSError):  # where there is none, the import says so
+        load_apart("libtss2-esys.so.0")
     try:
         import tpm2_pytss
     except ImportError:

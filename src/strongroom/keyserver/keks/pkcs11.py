@@ -7,7 +7,6 @@ root key after that.
 
 from __future__ import annotations
 
-import ctypes
 import os
 import threading
 from collections.abc import Callable
@@ -17,6 +16,7 @@ from urllib.parse import parse_qsl, unquote
 
 import pkcs11
 
+from strongroom.crypto.apart import load_apart
 from strongroom.crypto.secret import SecretBytes, wipe_bytes
 from strongroom.errors import (
     AlreadyExists,
@@ -70,7 +70,8 @@ def _session(place: str, passphrase: SecretBytes | None, *, write: bool) -> tupl
     pin = _pin(options, passphrase)
     wrong = False
     try:
-        _bind(options["module-path"])
+        with os_errors(options["module-path"]):
+            load_apart(options["module-path"])
         library = pkcs11.lib(options["module-path"])
         token = library.get_token(token_label=token_label)
         try:
@@ -88,16 +89,6 @@ def _session(place: str, passphrase: SecretBytes | None, *, write: bool) -> tupl
         raise _unavailable(error) from None
     assert wrong
     raise WrongPassphrase(f"The PIN does not open the token {token_label}.")
-
-
-def _bind(module: str) -> None:
-    """Load an HSM's module so that it calls the OpenSSL that it was made for.
-
-    Other libraries in a process may export functions of the same names: SoftHSM crashes in those of
-    TensorFlow. python-pkcs11 then finds the module loaded.
-    """
-    with os_errors(module):
-        ctypes.CDLL(module, mode=os.RTLD_NOW | os.RTLD_DEEPBIND)
 
 
 def _unavailable(error: Exception) -> Unavailable:

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-import tpm2_pytss as tss
-
+from strongroom.attest.collect.tpm_device import tpm2
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import InvalidKey, Unavailable, UsageError, WrongPassphrase, os_errors
 from strongroom.format.encoding import b64url, parse_json, unb64url_text
@@ -24,6 +23,8 @@ from strongroom.keyserver.keks.envelope import ROOT_SIZE, HeldKek
 from strongroom.keyserver.keks.file import write_new
 
 __all__ = ["create_kek", "open_kek"]
+
+tss: Final[Any] = tpm2()
 
 _KIND: Final = "tpm-root-key"
 _DEVICE: Final = "device:/dev/tpmrm0"

@@ -1,0 +1,10 @@
+"""For all tests."""
+
+from contextlib import suppress
+
+from strongroom.crypto.apart import load_apart
+
+# Tests of many packages share a process here. Whoever imports tpm2_pytss first must not leave the TPM's
+# library to find its OpenSSL in TensorFlow, which comes later.
+with suppress(OSError):
+    load_apart("libtss2-esys.so.0")
