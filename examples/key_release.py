@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -120,15 +121,18 @@ def serve(folder: Path, plain: Path, sealed: Path, port: int, owner: dict[str, P
     first.write_text(json.dumps(policy(1, MR_TD), indent=1))
     claim("a policy says who may have it", run("policy", "put", first, **owner).returncode == 0)
 
-    step("The node: attest once, hold the key, serve the processes of the machine")
-    keys = folder / "keys.sock"
-    cache(folder, sealed, keys, accepted=True)
+    # Not in the folder: the path of a socket may have no more than about 80 bytes.
+    with tempfile.TemporaryDirectory(prefix="strongroom-") as short:
+        keys = Path(short) / "keys.sock"
 
-    step("The policy wants another image from now on")
-    second = folder / "policy-2.json"
-    second.write_text(json.dumps(policy(2, secrets.token_hex(48)), indent=1))
-    claim("the owner changes it", run("policy", "put", second, **owner).returncode == 0)
-    cache(folder, sealed, keys, accepted=False)
+        step("The node: attest once, hold the key, serve the processes of the machine")
+        cache(folder, sealed, keys, accepted=True)
+
+        step("The policy wants another image from now on")
+        second = folder / "policy-2.json"
+        second.write_text(json.dumps(policy(2, secrets.token_hex(48)), indent=1))
+        claim("the owner changes it", run("policy", "put", second, **owner).returncode == 0)
+        cache(folder, sealed, keys, accepted=False)
 
     step("What the owner sees")
     done = run("audit", "tail", "-n", "6", **owner)
@@ -141,11 +145,11 @@ def cache(folder: Path, sealed: Path, keys: Path, *, accepted: bool) -> None:
     program = f"{sys.executable} -m strongroom.testing.synthetic_node {(folder / 'node').absolute()}"
     attester = f"exec:{program} --mr-td {MR_TD} --rtmr1 {RTMR1}"
     profile = folder / "server" / "profile.json"
-    words = ["--server", profile, "--socket", keys.absolute(), "--attester", attester]
+    words = ["--server", profile, "--socket", keys, "--attester", attester]
     log = folder / "keycache.log"
-    status = ["keycache", "status", "--socket", keys.absolute()]
+    status = ["keycache", "status", "--socket", keys]
     with background(log, "keycache", "run", *words, ready=status):
-        environment = {"STRONGROOM_KEYSERVER": f"unix://{keys.absolute()}"}
+        environment = {"STRONGROOM_KEYSERVER": f"unix://{keys}"}
         show(*(f"{name}={value}" for name, value in environment.items()), "python -c '…' ", sealed)
         done = subprocess.run(
             [sys.executable, "-c", LOAD, str(sealed)],

@@ -21,10 +21,3 @@ class SealedFile(RandomAccessFile):
 
     def read_at(self, position: int, out: memoryview) -> None:
         self._content.read_into(out, position)
-
-    # torch 2.13 goes on reading in C++ after a read has raised, and with an exception pending CPython
-    # finds methods in the class itself only: the error would become an AttributeError.
-    read = RandomAccessFile.read
-    readinto = RandomAccessFile.readinto
-    seek = RandomAccessFile.seek
-    tell = RandomAccessFile.tell

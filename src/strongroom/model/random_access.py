@@ -24,6 +24,13 @@ class RandomAccessFile(io.RawIOBase):
         size: bytes of the file.
     """
 
+    def __init_subclass__(cls) -> None:
+        # torch 2.13 goes on reading in C++ after a read has raised, and with an exception pending CPython
+        # finds methods in the class itself only: the error would become an AttributeError.
+        for name in ("read", "readinto", "seek", "tell"):
+            if name not in vars(cls):
+                setattr(cls, name, getattr(cls, name))
+
     def __init__(self, size: int) -> None:
         self._size = size
         self._position = 0
