@@ -93,11 +93,8 @@ def release(folder: Path, plain: Path) -> None:
     words = ["--kek-key-file", root_key, "--insecure-test-roots", node, "--quiet"]
     done = run("keyserver", "init", server, "--url", f"https://localhost:{port}", *words)
     claim("it is set up in one directory", done.returncode == 0)
-    # What clients know of the server, and for its owner where his token lies.
-    profile = json.loads((server / "profile.json").read_text())
-    owners = folder / "owner.json"
-    owners.write_text(json.dumps({**profile, "token_file": "server/owner.token"}, indent=1))
-    owner = {"STRONGROOM_KEYSERVER": owners}
+    # What clients know of the server, and where the owner's token lies.
+    owner = {"STRONGROOM_KEYSERVER": server / "owner.json"}
     running = background(
         folder / "keyserver.log",
         *("keyserver", "run", "-c", server / "keyserver.toml"),

@@ -42,6 +42,7 @@ class KeyServerProcess:
         shutil.copy(said["profile"], self.profile)
         shutil.copy(said["token_file"], self.token)
         self.token.chmod(0o600)
+        self.owner = Path(said["owner"])
         self.anchor = place / "audit.anchor"
         self.log = place.with_suffix(".log")
         self._config = Path(said["config"])

@@ -254,6 +254,14 @@ def test_a_token_in_a_file(cli, server, here, monkeypatch):
     assert "read by others" in done.error()
 
 
+def test_the_profile_that_init_made_for_the_owner_is_enough(cli, server, monkeypatch):
+    monkeypatch.delenv("STRONGROOM_TOKEN")
+    assert cli("keys", "list").code == 4
+    monkeypatch.setenv("STRONGROOM_KEYSERVER", str(server.owner))
+    assert cli("keys", "list").code == 0
+    assert '"owner"' in cli("tokens", "list", "--json").out
+
+
 def test_a_client_certificate_says_who_asks(cli, server, here, monkeypatch):
     def with_certificate(name):
         members = json.loads(server.profile.read_text())

@@ -63,6 +63,7 @@ def test_init_makes_all_of_it_and_only_its_owner_reads_it(made, tmp_path, capsys
     assert mode(made) == 0o700
     secret = [
         "owner.token",
+        "owner.json",
         "keyserver.toml",
         "keyserver.db",
         "audit.anchor",
@@ -90,10 +91,30 @@ def test_the_profile_is_one_that_clients_take(made):
     assert profile.server_id.startswith("keys.example-")
 
 
+def test_the_profile_of_the_owner_names_the_token_beside_it(made, tmp_path):
+    clients = json.loads((made / "profile.json").read_text())
+    owner = json.loads((made / "owner.json").read_text())
+    assert owner == {**clients, "token_file": "owner.token"}
+    moved = tmp_path / "elsewhere"
+    moved.mkdir()
+    for name in ("owner.json", "owner.token"):
+        (made / name).rename(moved / name)
+    assert read_profile(moved / "owner.json").token_file == str(moved / "owner.token")
+
+
+def test_what_is_said_in_the_end_is_what_to_do_next(tmp_path, capsys):
+    place = tmp_path / "the keys"
+    assert keyserver("init", place, "--kek-key-file", tmp_path / "r") == 0
+    said = capsys.readouterr()
+    assert f"owner    {place / 'owner.json'}" in said.out
+    assert f"STRONGROOM_KEYSERVER='{place / 'owner.json'}' strongroom keys list" in said.err
+
+
 def test_json_says_where_things_are_and_not_the_token(tmp_path, capsys):
     assert keyserver("init", tmp_path / "k", "--kek-key-file", tmp_path / "r", "--json") == 0
     said = json.loads(capsys.readouterr().out)
     assert Path(said["config"]).is_file()
+    assert Path(said["owner"]).is_file()
     assert Path(said["token_file"]).read_text().strip() not in str(said)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Final
@@ -94,7 +95,8 @@ def init(
     """Make a key server in a directory of its own.
 
     Makes the configuration, a CA and a certificate, the root key, the database, the token of the
-    first owner, and the profile that clients need. Nothing that is there is replaced.
+    first owner, the profile that clients need, and the owner's own, which names that token as well.
+    Nothing that is there is replaced.
 
     Without --passphrase-fd, --kek-key-file and --kek, a passphrase for the root key is asked for.
     """
@@ -125,6 +127,7 @@ def init(
                 "url": made.url,
                 "config": str(made.config),
                 "profile": str(made.profile),
+                "owner": str(made.owner),
                 "token_file": str(made.token),
                 "ca": str(made.ca),
             }
@@ -132,8 +135,13 @@ def init(
     elif not quiet:
         print(f"config   {plain(str(made.config))}")
         print(f"profile  {plain(str(made.profile))}")
+        print(f"owner    {plain(str(made.owner))}")
         print(f"token    {plain(str(made.token))}")
-        note("The profile is for clients. The token is the owner's: move it off this machine.")
+        note(
+            "The profile is for clients. The last two are the owner's: move both, together, off this machine."
+        )
+        where = plain(shlex.quote(str(made.owner)))
+        note(f"Once the server runs: STRONGROOM_KEYSERVER={where} strongroom keys list")
     if insecure_test_roots is not None:
         note(
             "roots for tests: whoever has their keys gets every key of this server.", label="warning: "

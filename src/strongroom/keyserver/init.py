@@ -41,6 +41,7 @@ __all__ = [
 CONFIG_FILE: Final = "keyserver.toml"
 _PROFILE: Final = "profile.json"
 _TOKEN: Final = "owner.token"
+_OWNER: Final = "owner.json"
 _DATABASE: Final = "keyserver.db"
 _DATABASE_URL: Final = "database.url"
 _ANCHOR: Final = "audit.anchor"
@@ -72,12 +73,23 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """Where things are."""
+    """Where things are.
+
+    Attributes:
+        server_id: its name in what is signed.
+        url: by which clients reach it.
+        config: of the server.
+        profile: for clients.
+        owner: the profile with the place of the token, for the owner.
+        token: of the owner.
+        ca: PEM.
+    """
 
     server_id: str
     url: str
     config: Path
     profile: Path
+    owner: Path
     token: Path
     ca: Path
 
@@ -167,11 +179,14 @@ def _make(directory: Path, wanted: Wanted, host: str, port: int, roots: dict[str
         write_new(directory / _PROFILE, json.dumps(profile, indent=2) + "\n", 0o644)
         _, token = store.add_token("owner", "owner", None, _ACTOR)
         write_new(directory / _TOKEN, token + "\n")
+        owner = {**profile, "token_file": _TOKEN}
+        write_new(directory / _OWNER, json.dumps(owner, indent=2) + "\n")
     return Made(
         server_id,
         url,
         directory / CONFIG_FILE,
         directory / _PROFILE,
+        directory / _OWNER,
         directory / _TOKEN,
         directory / "tls" / "ca.pem",
     )
