@@ -6,6 +6,7 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 
+import dcap_qvl
 import pytest
 from recorded import MANIFEST, fixed_time, read
 
@@ -75,6 +76,22 @@ def test_collateral_is_fetched_when_the_evidence_brings_none():
     fetched = verify(alone, context_of(name, endorsements=Source()))
     assert fetched == verify(evidence_of(name), context_of(name))
     assert asked == [Wanted("intel", {"tee": "tdx", "fmspc": "B0C06F000000", "ca": "platform"})]
+
+
+@pytest.mark.parametrize("name", [*GOOD, OUT_OF_DATE])
+def test_collateral_is_asked_for_as_the_library_would(name):
+    asked = []
+
+    class Source:
+        def fetch(self, wanted: Wanted) -> bytes:
+            asked.append(wanted)
+            raise MissingEndorsement("None.")
+
+    with pytest.raises(MissingEndorsement):
+        verify(replace(evidence_of(name), endorsements=()), context_of(name, endorsements=Source()))
+    quote = dcap_qvl.parse_quote(read(name))
+    members = {"tee": MANIFEST[name]["tee"].lower(), "fmspc": quote.fmspc(), "ca": quote.ca()}
+    assert asked == [Wanted("intel", members)]
 
 
 def test_without_collateral_nothing_is_believed():

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from strongroom.attest import dcap
 from strongroom.attest.dcap_collateral import Collateral
+from strongroom.attest.endorsements import Wanted
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.limits import MAX_ENDORSEMENTS, MAX_EVIDENCE
 from strongroom.attest.roots import production
@@ -73,6 +74,31 @@ def test_collateral_that_was_brought_counts_where_the_source_has_none(error):
     assert verify(Evidence("tdx", quote("tdx"), (PKI.collateral("tdx"),)), context)
     with pytest.raises(type(error)):
         verify(Evidence("tdx", quote("tdx")), context)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("ca", ["platform", "processor"])
+def test_the_collateral_of_its_ca_is_asked_for(kind, ca):
+    pki = IntelPki.create(NOW, ca=ca)
+    asked = []
+
+    class Known(Source):
+        def fetch(self, wanted):
+            asked.append(wanted)
+            return super().fetch(wanted)
+
+    context = Context(NOW, pki.roots(production()), Known(pki.collateral(kind)))
+    assert verify(Evidence(kind, quote(kind, pki)), context)
+    members = {"tee": kind, "fmspc": pki.fmspc.hex().upper(), "ca": ca}
+    assert asked == [Wanted("intel", members)]
+
+
+def test_a_certificate_that_does_not_say_its_model():
+    certificates = {**PKI.certificates, "pck": PKI.certificates["tcb"]}
+    other = replace(PKI, certificates=certificates)
+    context = replace(CONTEXT, endorsements=Source(PKI.collateral("tdx")))
+    with pytest.raises(NotAuthentic, match="does not say its model"):
+        verify(Evidence("tdx", quote("tdx", other)), context)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -20,6 +20,7 @@ from strongroom.attest.sources import (
     DirectorySource,
     HttpSource,
     endorsement_source,
+    files,
 )
 from strongroom.attest.sources.content import names_of
 from strongroom.attest.sources.naming import path_of
@@ -177,9 +178,9 @@ def test_amds_files_by_content(tmp_path: Path) -> None:
 def test_a_report_of_amd_with_all_that_it_needs_from_files(tmp_path: Path, by_name: bool) -> None:
     pki = SnpPki.create(AT)
     report = pki.report(b"bound")
-    files = {"key": pki.key_der, "chain": pki.chain_pem, "list": pki.crl()}
+    parts = {"key": pki.key_der, "chain": pki.chain_pem, "list": pki.crl()}
     source = DirectorySource(tmp_path)
-    for name, data in files.items():
+    for name, data in parts.items():
         if by_name:
             for path in names_of(data):
                 (tmp_path / path).parent.mkdir(exist_ok=True)
@@ -204,6 +205,40 @@ def test_names_by_content_follow_the_file(tmp_path: Path) -> None:
     with pytest.raises(MissingEndorsement):
         source.fetch(DRIVER)
     assert source.fetch(VBIOS) == manifests()[1]
+
+
+@pytest.mark.parametrize("settled", [False, True])
+def test_a_file_that_changes_is_read_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: bool
+) -> None:
+    if settled:
+        monkeypatch.setattr(files, "_SETTLED", -1)
+    read_files = []
+    content = files._content
+    monkeypatch.setattr(files, "_content", lambda path: (read_files.append(path), content(path))[1])
+    source = DirectorySource(tmp_path)
+    path = source.store(DRIVER, b"first")
+    assert source.fetch(DRIVER) == source.fetch(DRIVER) == b"first"
+    # What has just changed could change again without a trace.
+    assert len(read_files) == (1 if settled else 2)
+    before = os.stat(path)
+    while os.stat(path).st_ctime_ns == before.st_ctime_ns:
+        Path(path).write_bytes(b"again")
+        os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert source.fetch(DRIVER) == b"again"
+    os.unlink(path)
+    with pytest.raises(MissingEndorsement):
+        source.fetch(DRIVER)
+
+
+def test_a_large_file_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_SETTLED", -1)
+    files._kept_content.cache_clear()
+    source = DirectorySource(tmp_path)
+    source.store(DRIVER, bytes(64 << 10))
+    source.store(VBIOS, bytes((64 << 10) + 1))
+    assert len(source.fetch(DRIVER)) + 1 == len(source.fetch(VBIOS))
+    assert files._kept_content.cache_info().currsize == 1
 
 
 @pytest.mark.parametrize(

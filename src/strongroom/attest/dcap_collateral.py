@@ -87,18 +87,19 @@ class Collateral:
         Raises:
             NotAuthentic: a certificate of the platform's chain is.
         """
-        for index, one in enumerate(chain):
-            crl = self.root_crl if index else self.pck_crl
-            what = (
-                "CA of this platform's PCK certificate" if index else "PCK certificate of this platform"
-            )
-            try:
-                with quiet():
-                    entry = crl.get_revoked_certificate_by_serial_number(one.serial_number)
-            except UNREADABLE:
-                raise NotAuthentic(f"Whether the {what} is revoked cannot be read.") from None
-            if entry is not None:
-                raise NotAuthentic(f"The {what} is revoked.")
+        with quiet():
+            for index, one in enumerate(chain):
+                self._check_revoked(one, ca=bool(index))
+
+    def _check_revoked(self, one: x509.Certificate, *, ca: bool) -> None:
+        crl = self.root_crl if ca else self.pck_crl
+        what = "CA of this platform's PCK certificate" if ca else "PCK certificate of this platform"
+        try:
+            entry = crl.get_revoked_certificate_by_serial_number(one.serial_number)
+        except UNREADABLE:
+            raise NotAuthentic(f"Whether the {what} is revoked cannot be read.") from None
+        if entry is not None:
+            raise NotAuthentic(f"The {what} is revoked.")
 
 
 @lru_cache(_KEPT)
