@@ -2,9 +2,39 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+
 import pytest
+from kek_places import (
+    aws_source,
+    file_source,
+    moto,
+    pkcs11_source,
+    softhsm,
+    tpm,
+    tpm_source,
+    tpm_state,
+    transit,
+    vault_source,
+)
 from postgres import Postgres, binaries
 from stores import Clock, Store, kek
+
+sys.path.append(str(Path(__file__).parent.parent / "attest"))  # its TPM
+
+__all__ = [
+    "aws_source",
+    "file_source",
+    "moto",
+    "pkcs11_source",
+    "softhsm",
+    "tpm",
+    "tpm_source",
+    "tpm_state",
+    "transit",
+    "vault_source",
+]
 
 
 @pytest.fixture(scope="session")

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import socket
 import subprocess
 import sys
 import threading
-import time
-import urllib.request
 from pathlib import Path
 
 import pytest
+from kek_places import PIN, tcti
 from stores import OWNER, Clock, Store, add_key
 from stores import kek as other_kek
 
@@ -29,151 +26,18 @@ from strongroom.errors import (
     UsageError,
     WrongPassphrase,
 )
-from strongroom.keyserver.kek import KINDS, RootKek, create_kek, open_kek
-
-SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
-PIN = "1234"
+from strongroom.keyserver.kek import (
+    KINDS,
+    RootKek,
+    create_kek,
+    in_file,
+    needs_passphrase,
+    open_kek,
+)
 
 
 def secret(text):
     return SecretBytes(text.encode())
-
-
-@pytest.fixture
-def file_source(tmp_path):
-    return f"file:{tmp_path}/root.json", "correct horse"
-
-
-@pytest.fixture(scope="module")
-def softhsm(tmp_path_factory):
-    if not SOFTHSM.exists() or shutil.which("softhsm2-util") is None:
-        pytest.skip("SoftHSM is not installed")
-    place = tmp_path_factory.mktemp("softhsm")
-    (place / "tokens").mkdir()
-    (place / "conf").write_text(f"directories.tokendir = {place}/tokens\nlog.level = ERROR\n")
-    os.environ["SOFTHSM2_CONF"] = str(place / "conf")
-    for label in ("keys", "others", "pins"):
-        subprocess.run(
-            [
-                "softhsm2-util",
-                "--init-token",
-                "--free",
-                "--label",
-                label,
-                "--so-pin",
-                "0000",
-                "--pin",
-                PIN,
-            ],
-            check=True,
-            capture_output=True,
-        )
-    yield place
-    del os.environ["SOFTHSM2_CONF"]
-
-
-@pytest.fixture
-def pkcs11_source(softhsm):
-    label = os.urandom(4).hex()
-    return f"pkcs11:token=keys;object={label}?module-path={SOFTHSM}", PIN
-
-
-@pytest.fixture(scope="module")
-def moto():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "moto.server", "-p", str(port)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            try:
-                urllib.request.urlopen(f"{url}/moto-api/data.json").close()
-                break
-            except OSError:
-                assert process.poll() is None
-                time.sleep(0.1)
-        yield url
-    finally:
-        process.kill()
-        process.wait()
-
-
-@pytest.fixture
-def aws_source(moto, monkeypatch):
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "testing")
-    return f"aws-kms:alias/{os.urandom(4).hex()}?region=eu-central-1&endpoint={moto}", None
-
-
-@pytest.fixture
-def transit():
-    from strongroom.testing.vault import TransitServer
-
-    with TransitServer() as server:
-        yield server
-
-
-@pytest.fixture
-def vault_source(transit, monkeypatch):
-    monkeypatch.setenv("VAULT_ADDR", transit.url)
-    monkeypatch.delenv("VAULT_TOKEN", raising=False)
-    return f"vault:transit/{os.urandom(4).hex()}", transit.token
-
-
-@pytest.fixture(scope="module")
-def tpm_state(tmp_path_factory):
-    pytest.importorskip("tpm2_pytss", reason="tpm2-pytss is not installed")
-    if shutil.which("swtpm") is None or shutil.which("swtpm_setup") is None:
-        pytest.skip("swtpm is not installed")
-    place = tmp_path_factory.mktemp("tpms")
-    for name in ("one", "two"):
-        (place / name).mkdir()
-        subprocess.run(
-            ["swtpm_setup", "--tpm2", "--tpmstate", str(place / name), "--createek"],
-            check=True,
-            capture_output=True,
-        )
-    return place
-
-
-def tcti(state):
-    return f"swtpm:path={state}/socket"
-
-
-@pytest.fixture
-def tpm(tpm_state, tmp_path):
-    processes = []
-    for name in ("one", "two"):
-        state = tmp_path / name
-        shutil.copytree(tpm_state / name, state)
-        command = [
-            "swtpm",
-            "socket",
-            "--tpm2",
-            "--tpmstate",
-            f"dir={state}",
-            "--flags",
-            "not-need-init",
-        ]
-        command += ["--server", f"type=unixio,path={state}/socket", "--flags", "startup-clear"]
-        command += ["--ctrl", f"type=unixio,path={state}/socket.ctrl"]
-        processes.append(subprocess.Popen(command))
-        while not (state / "socket").exists():
-            assert processes[-1].poll() is None
-            time.sleep(0.02)
-    yield tmp_path
-    for one in processes:
-        one.kill()
-        one.wait()
-
-
-@pytest.fixture
-def tpm_source(tpm):
-    return f"tpm:{tpm}/root.json?tcti={tcti(tpm / 'one')}", "correct horse"
 
 
 SOURCES = ["file_source", "pkcs11_source", "aws_source", "vault_source", "tpm_source"]
@@ -226,6 +90,20 @@ def test_every_kind_makes_a_new_key_and_none_twice(source):
 def test_every_kind_says_when_nothing_is_there(source):
     with pytest.raises(NotFound):
         open_kek(*source)
+
+
+def test_every_kind_says_whether_a_secret_must_be_given(source):
+    create_kek(*source)
+    assert needs_passphrase(source[0]) is (source[1] is not None)
+    if source[1] is not None:
+        with pytest.raises(NoKey):
+            open_kek(source[0])
+
+
+def test_a_root_key_in_a_file_is_found_there():
+    assert in_file("tpm:/a/b?tcti=swtpm:path=/c?d") == Path("/a/b")
+    assert in_file("file:/a?b") == Path("/a?b")
+    assert in_file("vault:transit/x") is None
 
 
 def test_every_kind_is_safe_for_threads(source):
@@ -399,9 +277,16 @@ def test_a_wrong_pin_token_and_uri_are_refused(pkcs11_source):
 
 
 def test_the_pin_can_be_in_a_file(pkcs11_source, tmp_path):
-    (tmp_path / "pin").write_text(PIN + "\n")
     place = f"{pkcs11_source[0]}&pin-source=file:{tmp_path}/pin"
+    with pytest.raises(NotFound):
+        open_kek(place)
+    for junk in (b"", b"\n", b"\xff", b"12\x0034"):
+        (tmp_path / "pin").write_bytes(junk)
+        with pytest.raises(InvalidKey, match="PIN is no text"):
+            open_kek(place)
+    (tmp_path / "pin").write_text(PIN + "\r\nnot this")
     assert create_kek(place).id == open_kek(place).id
+    assert not needs_passphrase(place)
 
 
 def test_keys_of_an_hsm_that_could_leave_it_are_refused(pkcs11_source):
@@ -438,6 +323,71 @@ def test_an_hsm_that_is_gone_is_unavailable_and_no_tampering(pkcs11_source):
     for attempt in (lambda: made.wrap(dek, b""), lambda: made.unwrap(wrapped, b"")):
         with pytest.raises(Unavailable, match="HSM"):
             attempt()
+
+
+def test_an_hsm_that_was_gone_is_used_again(pkcs11_source, softhsm, monkeypatch):
+    monkeypatch.setattr("strongroom.keyserver.keks.pkcs11._AGAIN_SECONDS", 0.0)
+    made = create_kek(pkcs11_source[0], secret(PIN))
+    dek = SecretBytes.random(32)
+    wrapped = made.wrap(dek, b"")
+    for first in (lambda: made.unwrap(wrapped, b""), lambda: made.wrap(dek, b"")):
+        (softhsm / "tokens").rename(softhsm / "away")
+        try:
+            for attempt in (lambda: made.wrap(dek, b""), lambda: made.unwrap(wrapped, b"")):
+                with pytest.raises(Unavailable, match="HSM") as caught:
+                    attempt()
+                assert PIN not in str(caught.value) + repr(caught.value.__context__)
+        finally:
+            (softhsm / "away").rename(softhsm / "tokens")
+        first()
+        assert made.unwrap(wrapped, b"") == dek
+    # A session that is new does not make a change look like an outage.
+    with pytest.raises(HeaderTampered):
+        made.unwrap(wrapped[:-1] + bytes([wrapped[-1] ^ 1]), b"")
+
+
+def test_an_hsm_that_is_away_is_not_asked_at_every_request(pkcs11_source):
+    from strongroom.keyserver.keks.pkcs11 import Pkcs11Kek, _open
+
+    attempts = []
+
+    def connect():
+        attempts.append(1)
+        if len(attempts) > 1:
+            raise Unavailable("away")
+        return _open(pkcs11_source[0].partition(":")[2], secret(PIN))
+
+    create_kek(pkcs11_source[0], secret(PIN)).close()
+    made = Pkcs11Kek(connect)
+    made._session.close()
+    for _ in range(20):
+        with pytest.raises(Unavailable):
+            made.wrap(SecretBytes(b"x"), b"")
+    assert len(attempts) == 2
+
+
+@pytest.mark.parametrize("how", ["pin", "key"])
+def test_an_hsm_that_came_back_otherwise_is_asked_once(pkcs11_source, monkeypatch, how):
+    from strongroom.keyserver.keks.pkcs11 import Pkcs11Kek, _open
+
+    monkeypatch.setattr("strongroom.keyserver.keks.pkcs11._AGAIN_SECONDS", 0.0)
+    places = [pkcs11_source[0], pkcs11_source[0].replace("object=", "object=other-")]
+    for place in places:
+        create_kek(place, secret(PIN)).close()
+    attempts = []
+
+    def connect():
+        attempts.append(1)
+        if len(attempts) > 1 and how == "pin":
+            raise WrongPassphrase("The PIN does not open the token keys.")
+        return _open(places[len(attempts) > 1].partition(":")[2], secret(PIN))
+
+    made = Pkcs11Kek(connect)
+    made._session.close()
+    for _ in range(3):
+        with pytest.raises(Unavailable, match="PIN" if how == "pin" else "another key"):
+            made.wrap(SecretBytes(b"x"), b"")
+    assert len(attempts) == 2
 
 
 # KMS
@@ -505,6 +455,12 @@ def test_keys_of_vault_that_could_leave_it_are_refused(vault_source, transit):
         open_kek(place, secret(token))
 
 
+def test_a_vault_that_passes_associated_data_over_is_refused(vault_source, transit):
+    transit.old = True
+    with pytest.raises(InvalidKey, match="another place"):
+        create_kek(vault_source[0], secret(vault_source[1]))
+
+
 def test_vault_checks_the_associated_data_itself(vault_source, transit):
     made = create_kek(vault_source[0], secret(vault_source[1]))
     wrapped = made.wrap(SecretBytes.random(32), b"one").decode()
@@ -529,12 +485,24 @@ def test_the_file_opens_in_its_tpm_alone(tpm, tpm_source):
 def test_the_tpm_asks_for_the_passphrase(tpm_source):
     place = tpm_source[0]
     create_kek(place, secret("p"))
-    for wrong in (secret("q"), None):
-        with pytest.raises(WrongPassphrase):
-            open_kek(place, wrong)
+    with pytest.raises(WrongPassphrase):
+        open_kek(place, secret("q"))
     open_kek(place, secret("p"))
     with pytest.raises(InvalidKey, match="at most 32"):
         open_kek(place, secret("x" * 33))
+
+
+def test_the_tpm_is_not_asked_without_the_passphrase_that_its_file_wants(tpm, tpm_source):
+    place, path = tpm_source[0], tpm / "root.json"
+    create_kek(place, secret("p"))
+    for _ in range(50):
+        with pytest.raises(NoKey):
+            open_kek(place)
+    open_kek(place, secret("p"))
+    # What a file says of it protects the TPM alone.
+    path.write_text(json.dumps({**json.loads(path.read_text()), "passphrase": False}))
+    with pytest.raises(WrongPassphrase):
+        open_kek(place)
 
 
 def test_the_tpm_locks_out_who_guesses(tpm_source):
@@ -561,7 +529,7 @@ def test_a_changed_file_does_not_open(tpm, tpm_source):
             path.write_text(json.dumps({**document, name: changed}))
             with pytest.raises((InvalidKey, Unavailable)):
                 open_kek(place, secret("p"))
-    for junk in (b"", b"{}", json.dumps({**document, "v": 2}).encode()):
+    for junk in (b"", b"{}", b"[]", json.dumps({**document, "v": 2}).encode()):
         path.write_bytes(junk)
         with pytest.raises(InvalidKey):
             open_kek(place, secret("p"))

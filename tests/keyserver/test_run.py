@@ -371,3 +371,17 @@ def test_the_passphrase_comes_by_a_descriptor(tmp_path):
         assert phrase not in done.stderr
     # Nobody to ask.
     assert command(server, "migrate", stdin=subprocess.DEVNULL, start_new_session=True).returncode == 2
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_a_wrong_passphrase_is_tried_once(tmp_path, workers):
+    """HSMs and TPMs lock it after a few times; and starting again does not help."""
+    server = Server.make(tmp_path / "made", passphrase=SecretBytes(b"correct horse"))
+    server.environment = {"PHRASE": "canary-phrase"}
+    server.configure("kek", passphrase_env="PHRASE")
+    server.arguments = ("--workers", str(workers))
+    server.start(wait=False)
+    assert server.process.wait(PATIENCE) == 4
+    log = server.log.read_text()
+    assert log.count("passphrase does not open") == 1
+    assert "canary-phrase" not in log

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
@@ -15,13 +15,18 @@ from strongroom.cli.keyserver_options import (
     DEFAULT_CONFIG,
     ConfigFile,
     PassphraseFd,
+    absolute_source,
     load,
     needs_packages,
     passphrase_for,
+    secret_of,
 )
 from strongroom.cli.terminal import note, plain, print_json
 from strongroom.cli.verb import Group, Json, Quiet, verb
 from strongroom.errors import UsageError
+
+if TYPE_CHECKING:
+    from strongroom.crypto.secret import SecretBytes
 
 __all__ = ["app"]
 
@@ -67,7 +72,8 @@ def init(
             "--kek",
             metavar="SOURCE",
             show_default=False,
-            help="A root key that is there already: pkcs11:…, aws-kms:KEY, vault:MOUNT/KEY, tpm:PATH.",
+            help="A root key that is there already, as make-kek makes it: pkcs11:…, aws-kms:KEY, "
+            "vault:MOUNT/KEY, tpm:PATH.",
         ),
     ] = None,
     database: Annotated[
@@ -98,17 +104,19 @@ def init(
     first owner, the profile that clients need, and the owner's own, which names that token as well.
     Nothing that is there is replaced.
 
-    Without --passphrase-fd, --kek-key-file and --kek, a passphrase for the root key is asked for.
+    Without --passphrase-fd, --kek-key-file and --kek, a passphrase for the root key is asked for;
+    with --kek, the passphrase, PIN or token that it needs.
     """
     needs_packages()
     from strongroom.keyserver.init import Wanted, initialise
 
-    if passphrase_fd is not None:
+    passphrase: SecretBytes | None = None
+    if kek is not None:
+        passphrase = secret_of(absolute_source(kek), passphrase_fd)
+    elif passphrase_fd is not None:
         passphrase = read_passphrase(passphrase_fd).encode()
-    elif kek_key_file is None and kek is None:
+    elif kek_key_file is None:
         passphrase = ask_passphrase("New passphrase of the root key", twice=True).encode()
-    else:
-        passphrase = None
     made = initialise(
         directory,
         Wanted(
@@ -180,6 +188,7 @@ _INIT: Final = """
 strongroom keyserver init keys --url https://keys.example:8443
 strongroom keyserver init keys --kek-key-file /etc/strongroom/root.kek
 strongroom keyserver init keys --passphrase-fd 3 3< passphrase.txt
+strongroom keyserver init keys --kek aws-kms:alias/strongroom
 """
 _RUN: Final = """
 strongroom keyserver run -c keys/keyserver.toml

@@ -13,9 +13,12 @@ from strongroom.cli.keyserver_options import (
     DEFAULT_CONFIG,
     ConfigFile,
     PassphraseFd,
+    absolute_source,
     console_actor,
     load,
+    needs_packages,
     passphrase_for,
+    secret_of,
     store_of,
 )
 from strongroom.cli.terminal import note, plain
@@ -67,6 +70,34 @@ def verify(config: ConfigFile = DEFAULT_CONFIG, passphrase_fd: PassphraseFd = No
     note(f"All is well, up to audit record {head.sequence}: {head.hash}")
 
 
+def make_kek(
+    source: Annotated[
+        str,
+        typer.Argument(
+            metavar="SOURCE",
+            show_default=False,
+            help="Where: pkcs11:…, aws-kms:alias/NAME, vault:MOUNT/KEY, tpm:PATH, file:PATH.",
+        ),
+    ],
+    passphrase_fd: PassphraseFd = None,
+) -> None:
+    """Make a root key, for init --kek and rotate-kek --to. None that is there is replaced.
+
+    In an HSM, KMS or Vault it is made such that it never leaves it. In a file or a TPM it is under the
+    passphrase of --passphrase-fd, and without one as safe as the file and the machine are.
+    """
+    needs_packages()
+    from strongroom.keyserver.kek import create_kek, in_file
+
+    source = absolute_source(source)
+    if in_file(source) is None:
+        secret = secret_of(source, passphrase_fd)
+    else:
+        secret = None if passphrase_fd is None else read_passphrase(passphrase_fd).encode()
+    made = create_kek(source, secret)
+    note(f"Made {plain(made.id)}.")
+
+
 def rotate_kek(
     to: Annotated[
         str,
@@ -74,8 +105,8 @@ def rotate_kek(
             "--to",
             metavar="SOURCE",
             show_default=False,
-            help="The new root key: file:PATH, which is made if it is not there, pkcs11:…, aws-kms:KEY, "
-            "vault:MOUNT/KEY, tpm:PATH.",
+            help="The new root key: file:PATH or tpm:PATH, made if it is not there; pkcs11:…, "
+            "aws-kms:KEY, vault:MOUNT/KEY, as make-kek makes them.",
         ),
     ],
     config: ConfigFile = DEFAULT_CONFIG,
@@ -86,7 +117,7 @@ def rotate_kek(
             "--new-passphrase-fd",
             metavar="N",
             show_default=False,
-            help="Read the passphrase of the new root key from file descriptor N.",
+            help="Read the passphrase of the new root key (PIN, token) from file descriptor N.",
         ),
     ] = None,
 ) -> None:
@@ -96,17 +127,21 @@ def rotate_kek(
     to be written into the configuration.
     """
     settings = load(config)
-    from strongroom.keyserver.config import absolute_source
-    from strongroom.keyserver.kek import create_kek, open_kek
+    from strongroom.keyserver.kek import create_kek, in_file, open_kek
 
-    source = absolute_source(to, Path.cwd())
-    new = None if new_passphrase_fd is None else read_passphrase(new_passphrase_fd).encode()
+    source = absolute_source(to)
+    file = in_file(source)
+    missing = file is not None and not file.exists()
+    if missing:
+        new = None if new_passphrase_fd is None else read_passphrase(new_passphrase_fd).encode()
+    else:
+        new = secret_of(source, new_passphrase_fd)
     with closing(store_of(settings, passphrase_fd)) as store:
-        kind, _, place = source.partition(":")
-        missing = kind in ("file", "tpm") and not Path(place).exists()
         count = store.rotate_kek((create_kek if missing else open_kek)(source, new), console_actor())
     note(f"Keys under the new root key: {count}.")
     note(f"Write into {plain(str(config))}, section [kek]: source = {plain(repr(source))}")
+    if settings.kek.passphrase_file or settings.kek.passphrase_env:
+        note("and there, whether and where the new one has a passphrase.")
 
 
 def change_passphrase(
@@ -218,6 +253,7 @@ _EXAMPLES: Final = {
     "migrate": "strongroom keyserver migrate -c keys/keyserver.toml",
     "backup": "strongroom keyserver backup -c keys/keyserver.toml keyserver-backup.db",
     "verify": "strongroom keyserver verify -c keys/keyserver.toml",
+    "make-kek": "strongroom keyserver make-kek tpm:/var/lib/strongroom/root.tpm --passphrase-fd 3 3< passphrase",
     "rotate-kek": "strongroom keyserver rotate-kek -c keys/keyserver.toml --to file:new.kek",
     "change-passphrase": "strongroom keyserver change-passphrase -c keys/keyserver.toml",
     "token": "strongroom keyserver token -c keys/keyserver.toml -o owner.token",
@@ -230,7 +266,7 @@ _EXAMPLES: Final = {
 def register(app: typer.Typer) -> None:
     """Add the verbs."""
     for function in (
-        *(migrate, backup, verify, rotate_kek, change_passphrase),
+        *(migrate, backup, verify, make_kek, rotate_kek, change_passphrase),
         *(token, renew_certificate, accept_head, accept_clock),
     ):
         name = function.__name__.replace("_", "-")

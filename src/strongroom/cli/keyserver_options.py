@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 import typer
 
 from strongroom.cli.keyring import ask_passphrase, read_passphrase
-from strongroom.errors import MissingExtra, NoKey
+from strongroom.errors import MissingExtra
 
 if TYPE_CHECKING:
     from strongroom.crypto.secret import SecretBytes
@@ -19,10 +19,12 @@ __all__ = [
     "DEFAULT_CONFIG",
     "ConfigFile",
     "PassphraseFd",
+    "absolute_source",
     "console_actor",
     "load",
     "needs_packages",
     "passphrase_for",
+    "secret_of",
     "store_of",
 ]
 
@@ -36,7 +38,8 @@ PassphraseFd = Annotated[
         "--passphrase-fd",
         metavar="N",
         show_default=False,
-        help="Read the passphrase of the root key from file descriptor N, up to the end of the line.",
+        help="Read the passphrase of the root key (PIN of an HSM, token of Vault) from file descriptor N, "
+        "up to the end of the line.",
     ),
 ]
 
@@ -59,20 +62,32 @@ def load(path: Path) -> Config:
     return load_config(path)
 
 
-def passphrase_for(config: Config, descriptor: int | None) -> SecretBytes | None:
-    """The passphrase of the root key: given, where the configuration says, or asked for."""
-    from strongroom.keyserver.config import passphrase_of
-    from strongroom.keyserver.opening import open_root_key
+def absolute_source(source: str) -> str:
+    """A source of a root key as the command line has it: relative to where one stands."""
+    from strongroom.keyserver.config import absolute_source as absolute
+
+    return absolute(source, Path.cwd())
+
+
+def secret_of(source: str, descriptor: int | None) -> SecretBytes | None:
+    """What opens the root key at ``source``: given, asked for, or None where it needs nothing."""
+    from strongroom.keyserver.kek import needs_passphrase
 
     if descriptor is not None:
         return read_passphrase(descriptor).encode()
-    found = passphrase_of(config)
-    if found is None and config.kek.source.startswith("file:"):
-        try:
-            open_root_key(config)
-        except NoKey:
-            return ask_passphrase("Passphrase of the root key").encode()
-    return found
+    if not needs_passphrase(source):
+        return None
+    kind = source.partition(":")[0]
+    what = {"pkcs11": "PIN of the HSM", "vault": "Token for Vault"}
+    return ask_passphrase(what.get(kind, "Passphrase of the root key")).encode()
+
+
+def passphrase_for(config: Config, descriptor: int | None) -> SecretBytes | None:
+    """The passphrase of the root key: given, where the configuration says, or asked for."""
+    from strongroom.keyserver.config import passphrase_of
+
+    found = None if descriptor is not None else passphrase_of(config)
+    return found if found is not None else secret_of(config.kek.source, descriptor)
 
 
 def store_of(config: Config, descriptor: int | None) -> Store:

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from importlib import import_module
+from pathlib import Path
 from typing import Final, Protocol, cast, runtime_checkable
 
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import MissingExtra, UsageError
 
-__all__ = ["KINDS", "RootKek", "create_kek", "open_kek"]
+__all__ = ["KINDS", "RootKek", "create_kek", "in_file", "needs_passphrase", "open_kek"]
 
 KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "file": ("strongroom.keyserver.keks.file", "keyserver"),
@@ -29,7 +30,7 @@ KINDS: Final[Mapping[str, tuple[str, str]]] = {
     "vault": ("strongroom.keyserver.keks.vault", "vault"),
     "tpm": ("strongroom.keyserver.keks.tpm", "tpm"),
 }
-"""Kind → module with ``open_kek`` and ``create_kek``, and the extra that has its packages."""
+"""Kind → module with ``needs_passphrase``, ``open_kek``, ``create_kek``, and the extra that has its packages."""
 
 
 @runtime_checkable
@@ -58,6 +59,8 @@ class RootKek(Protocol):
 
 
 class _Module(Protocol):
+    def needs_passphrase(self, place: str) -> bool: ...
+
     def open_kek(self, place: str, passphrase: SecretBytes | None) -> RootKek: ...
 
     def create_kek(self, place: str, passphrase: SecretBytes | None) -> RootKek: ...
@@ -76,6 +79,26 @@ def _module(source: str) -> tuple[_Module, str]:
         if error.name is not None and error.name.startswith("strongroom"):
             raise
         raise MissingExtra(f"A root key in {kind}", extra) from None
+
+
+def needs_passphrase(source: str) -> bool:
+    """Whether the root key at ``source`` opens only with a passphrase, PIN or token that must be given.
+
+    Nothing that counts wrong attempts is asked.
+
+    Raises:
+        UsageError, NotFound, InvalidKey: it is no source, or nothing is there.
+    """
+    module, place = _module(source)
+    return module.needs_passphrase(place)
+
+
+def in_file(source: str) -> Path | None:
+    """The file that a root key is kept in; None where it is not in a file of this machine."""
+    kind, _, place = source.partition(":")
+    if kind == "tpm":
+        place = place.partition("?")[0]
+    return Path(place) if kind in ("file", "tpm") else None
 
 
 def open_kek(source: str, passphrase: SecretBytes | None = None) -> RootKek:

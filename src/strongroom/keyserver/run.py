@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from strongroom.crypto.secret import SecretBytes, keep_out_of_core_dumps
-from strongroom.errors import Unavailable, UsageError
+from strongroom.errors import StrongroomError, Unavailable, UsageError
 from strongroom.keyserver.logs import configure_logging, log
 from strongroom.keyserver.settings import Config, Listen
 
@@ -97,7 +97,31 @@ def run(config: Config, passphrase: SecretBytes | None = None) -> None:
     if config.listen.workers == 1:
         serve()
     else:
+        _try_root_key(config, passphrase)
         _supervise(config.listen.workers, serve, sockets)
+
+
+def _try_root_key(config: Config, passphrase: SecretBytes | None) -> None:
+    """Open the root key once, in a process of its own, before each worker does.
+
+    HSMs and TPMs lock a secret that is wrong a few times; and what was opened in a parent is of no use
+    to its children.
+
+    Raises:
+        Unavailable: it does not open; with the exit code of why.
+    """
+
+    def attempt() -> None:
+        from strongroom.keyserver.opening import open_root_key
+
+        open_root_key(config, passphrase)
+
+    _, status = os.waitpid(_fork(attempt), 0)
+    if status:
+        error = Unavailable("The root key does not open.", hint="See the log.")
+        # As of one process, so that a supervisor knows when starting again does not help.
+        error.exit_code = os.waitstatus_to_exitcode(status)  # type: ignore[misc]
+        raise error
 
 
 def _allow_many_descriptors() -> None:
@@ -123,6 +147,8 @@ def _fork(serve: Callable[[], None]) -> int:
         from strongroom.keyserver.logs import describe
 
         log.error("worker failed", **describe(error))
+        if isinstance(error, StrongroomError):
+            code = error.exit_code
     finally:
         os._exit(code)
 

@@ -38,12 +38,14 @@ class TransitServer:
         url: for ``VAULT_ADDR``.
         token: for ``VAULT_TOKEN``.
         sealed: answer 503 to everything, as a sealed Vault does.
+        old: pass associated data over, as releases before 1.13 do.
         requests: paths that were asked for.
     """
 
     def __init__(self, token: str = "test-token") -> None:  # noqa: S107
         self.token = token
         self.sealed = False
+        self.old = False
         self.requests: list[str] = []
         self._keys: dict[str, _Key] = {}
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -76,7 +78,7 @@ class TransitServer:
             return 404 if verb == "keys" else 400, {"errors": []}
         if verb == "keys":
             return 200, {"data": _about(name, key)}
-        aad = base64.b64decode(body.get("associated_data") or "")
+        aad = b"" if self.old else base64.b64decode(body.get("associated_data") or "")
         if verb == "encrypt":
             nonce = os.urandom(12)
             sealed = AESGCM(key.key).encrypt(nonce, base64.b64decode(body["plaintext"]), aad)

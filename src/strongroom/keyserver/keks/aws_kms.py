@@ -18,7 +18,7 @@ from strongroom.crypto.secret import SecretBytes, wipe_bytes
 from strongroom.errors import AlreadyExists, InvalidKey, NotFound, Unavailable, UsageError
 from strongroom.keyserver.keks.envelope import does_not_open
 
-__all__ = ["KmsKek", "create_kek", "open_kek"]
+__all__ = ["KmsKek", "create_kek", "needs_passphrase", "open_kek"]
 
 _CONTEXT: Final = "strongroom"
 _OPTIONS: Final = {"region", "endpoint"}
@@ -64,6 +64,11 @@ def _asked(call: Callable[[], T]) -> T:
     raise Unavailable(
         f"AWS KMS does not do it ({code}).", hint="See whether the key is enabled and its policy fits."
     )
+
+
+def needs_passphrase(place: str) -> bool:
+    """Never: credentials are those of the environment."""
+    return False
 
 
 def open_kek(place: str, passphrase: SecretBytes | None) -> KmsKek:

@@ -10,9 +10,9 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from strongroom.crypto.secret import SecretBytes
-from strongroom.errors import HeaderTampered
+from strongroom.errors import HeaderTampered, InvalidKey
 
-__all__ = ["ROOT_SIZE", "HeldKek", "does_not_open"]
+__all__ = ["ROOT_SIZE", "HeldKek", "does_not_open", "text_of"]
 
 ROOT_SIZE: Final = 32
 _NONCE_SIZE: Final = 12
@@ -26,6 +26,25 @@ def does_not_open() -> HeaderTampered:
         "A wrapped key does not open under the root key: its record was changed, or is of another place.",
         hint="Compare the database with a backup and with the audit trail.",
     )
+
+
+def text_of(secret: SecretBytes, what: str) -> str:
+    """A PIN or token as the libraries take it.
+
+    Args:
+        secret: UTF-8, without control characters.
+        what: for the message.
+
+    Raises:
+        InvalidKey: it is no such text.
+    """
+    try:
+        text = bytes(secret.buffer).decode()
+    except UnicodeDecodeError:
+        text = "\0"
+    if not text.isprintable():
+        raise InvalidKey(f"The {what} is no text of printable characters.")
+    return text
 
 
 class HeldKek:

@@ -22,7 +22,7 @@ from strongroom.format.encoding import b64url, canonical_json, parse_json, unb64
 from strongroom.format.limits import MAX_ARGON2_LANES, MAX_ARGON2_MEMORY, MAX_ARGON2_PASSES
 from strongroom.keyserver.keks.envelope import ROOT_SIZE, HeldKek
 
-__all__ = ["change_passphrase", "create_kek", "open_kek", "write_new"]
+__all__ = ["change_passphrase", "create_kek", "needs_passphrase", "open_kek", "write_new"]
 
 _KIND: Final = "root-key"
 _SALT_SIZE: Final = 16
@@ -46,6 +46,15 @@ def create_kek(place: str, passphrase: SecretBytes | None) -> HeldKek:
     with os_errors(path):
         write_new(path, content)
     return HeldKek("file", root)
+
+
+def needs_passphrase(place: str) -> bool:
+    """Whether the file is under a passphrase."""
+    try:
+        with _read(Path(place), None):
+            return False
+    except NoKey:
+        return True
 
 
 def change_passphrase(place: str, old: SecretBytes | None, new: SecretBytes | None) -> None:

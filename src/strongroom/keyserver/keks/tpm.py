@@ -1,7 +1,7 @@
 """``tpm:PATH``: a root key in a file that only the TPM of this machine opens.
 
 The key is sealed under the storage root of the owner hierarchy, with the passphrase as its authorisation
-value: the TPM locks out who guesses. It is unsealed once, at the start, through an encrypted session, and
+value: the TPM locks out who guesses, and the file says whether there is one. It is unsealed once, at the start, through an encrypted session, and
 then held in memory. ``tpm:PATH?tcti=…`` names another TPM than ``/dev/tpmrm0``. Lost with the machine:
 keep a second root key elsewhere, or a backup that is under one.
 """
@@ -17,12 +17,12 @@ from urllib.parse import parse_qsl
 
 from strongroom.attest.collect.tpm_device import tpm2
 from strongroom.crypto.secret import SecretBytes
-from strongroom.errors import InvalidKey, Unavailable, UsageError, WrongPassphrase, os_errors
+from strongroom.errors import InvalidKey, NoKey, Unavailable, UsageError, WrongPassphrase, os_errors
 from strongroom.format.encoding import b64url, parse_json, unb64url_text
 from strongroom.keyserver.keks.envelope import ROOT_SIZE, HeldKek
 from strongroom.keyserver.keks.file import write_new
 
-__all__ = ["create_kek", "open_kek"]
+__all__ = ["create_kek", "needs_passphrase", "open_kek"]
 
 tss: Final[Any] = tpm2()
 
@@ -72,7 +72,10 @@ def _connected(tcti: str) -> Iterator[Any]:
             "The TPM is locked: too many wrong passphrases.", hint="Wait, or clear the lockout."
         )
     if code in _NOT_ITS:
-        raise InvalidKey("The file was not made by this TPM, or was changed.")
+        raise InvalidKey(
+            "The file was not made by this TPM, or was changed.",
+            hint="It opens on the machine where it was made, until its TPM is cleared.",
+        )
     raise Unavailable(f"The TPM does not do it (code {code:#x}).")
 
 
@@ -146,25 +149,45 @@ def create_kek(place: str, passphrase: SecretBytes | None) -> HeldKek:
             "kind": _KIND,
             "public": b64url(public.marshal()),
             "private": b64url(private.marshal()),
+            "passphrase": passphrase is not None,
         }
     with os_errors(path):
         write_new(path, json.dumps(document, indent=1).encode() + b"\n")
     return HeldKek("tpm", root)
 
 
-def open_kek(place: str, passphrase: SecretBytes | None) -> HeldKek:
-    """The root key that the TPM unseals; see :func:`strongroom.keyserver.kek.open_kek`."""
-    path, tcti = _place(place)
+def _read(path: Path) -> dict[str, Any]:
     with os_errors(path), open(path, "rb") as file:
         content = file.read(_MAX_FILE)
     try:
         document = parse_json(content)
-        if (document.get("v"), document.get("kind")) != (1, _KIND):
-            raise ValueError
+        if (document.get("v"), document.get("kind")) == (1, _KIND):
+            return dict(document)
+    except (ValueError, AttributeError):
+        pass
+    raise _nonsense(path)
+
+
+def _nonsense(path: Path) -> InvalidKey:
+    return InvalidKey(f"{path} is not the file of a root key in a TPM.")
+
+
+def needs_passphrase(place: str) -> bool:
+    """Whether the file says so; a wrong passphrase counts towards the lockout of the TPM."""
+    return _read(_place(place)[0]).get("passphrase") is True
+
+
+def open_kek(place: str, passphrase: SecretBytes | None) -> HeldKek:
+    """The root key that the TPM unseals; see :func:`strongroom.keyserver.kek.open_kek`."""
+    path, tcti = _place(place)
+    document = _read(path)
+    try:
         public, _ = tss.TPM2B_PUBLIC.unmarshal(unb64url_text(document["public"]))
         private, _ = tss.TPM2B_PRIVATE.unmarshal(unb64url_text(document["private"]))
-    except (ValueError, KeyError, tss.TSS2_Exception):
-        raise InvalidKey(f"{path} is not the file of a root key in a TPM.") from None
+    except (ValueError, KeyError, TypeError, tss.TSS2_Exception):
+        raise _nonsense(path) from None
+    if passphrase is None and document.get("passphrase") is True:
+        raise NoKey(f"{path} is under a passphrase, and none was given.")
     with (
         _connected(tcti) as connection,
         _storage_root(connection) as primary,

@@ -1,7 +1,8 @@
 """``vault:MOUNT/KEY``: a root key in the transit engine of Vault or OpenBao.
 
-``VAULT_ADDR`` says where it is, the passphrase or ``VAULT_TOKEN`` is the token, ``VAULT_CACERT`` its CA.
-The engine must know ``associated_data`` (Vault 1.11 or later).
+``VAULT_ADDR`` says where it is, the passphrase or ``VAULT_TOKEN`` is the token, ``VAULT_CACERT`` its CA,
+``VAULT_NAMESPACE`` the namespace. The engine must know ``associated_data`` (Vault 1.13 or later, OpenBao):
+one that passes it over is noticed and refused.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from hvac.exceptions import InvalidPath, InvalidRequest, VaultError
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import (
     AlreadyExists,
+    HeaderTampered,
     InvalidKey,
     NoKey,
     NotFound,
     Unavailable,
     UsageError,
 )
-from strongroom.keyserver.keks.envelope import does_not_open
+from strongroom.keyserver.keks.envelope import does_not_open, text_of
 
-__all__ = ["VaultKek", "create_kek", "open_kek"]
+__all__ = ["VaultKek", "create_kek", "needs_passphrase", "open_kek"]
 
 _SECONDS = 5
 
@@ -39,13 +41,20 @@ def _client(place: str, passphrase: SecretBytes | None) -> tuple[Any, str, str]:
     if not mount or not name:
         raise UsageError("This is not a key of Vault.", hint="Write vault:transit/NAME.")
     url = os.environ.get("VAULT_ADDR")
-    token = bytes(passphrase.buffer).decode() if passphrase else os.environ.get("VAULT_TOKEN")
+    token = text_of(passphrase, "token") if passphrase else os.environ.get("VAULT_TOKEN")
     if not url or not token:
         raise NoKey(
             "Vault needs VAULT_ADDR and a token.", hint="Give it as the passphrase or VAULT_TOKEN."
         )
     verify = os.environ.get("VAULT_CACERT") or True
-    return hvac.Client(url=url, token=token, verify=verify, timeout=_SECONDS), mount, name
+    namespace = os.environ.get("VAULT_NAMESPACE")
+    client = hvac.Client(url=url, token=token, verify=verify, timeout=_SECONDS, namespace=namespace)
+    return client, mount, name
+
+
+def needs_passphrase(place: str) -> bool:
+    """Whether it opens only with a token that must be given."""
+    return not os.environ.get("VAULT_TOKEN")
 
 
 def _asked(call: Callable[[], T], *, refused: Callable[[], Exception] | None = None) -> T:
@@ -70,7 +79,9 @@ def open_kek(place: str, passphrase: SecretBytes | None) -> VaultKek:
     client, mount, name = _client(place, passphrase)
     transit = client.secrets.transit
     answer = _asked(lambda: transit.read_key(name=name, mount_point=mount))
-    return VaultKek(transit, mount, name, answer["data"])
+    kek = VaultKek(transit, mount, name, answer["data"])
+    kek.check_binding()
+    return kek
 
 
 def create_kek(place: str, passphrase: SecretBytes | None) -> VaultKek:
@@ -120,6 +131,24 @@ class VaultKek:
         # Vault gives keys no id: one that was deleted and made again differs in when it was made.
         made = min(map(str, dict(about["keys"]).values()))
         self.id = f"vault:{mount}/{name}:{made}"
+
+    def check_binding(self) -> None:
+        """See that what is wrapped for one place does not open in another.
+
+        Raises:
+            InvalidKey: an engine that is too old, which passes associated data over.
+            Unavailable: Vault does not answer.
+        """
+        with SecretBytes(b"probe") as probe:
+            wrapped = self.wrap(probe, b"here")
+        try:
+            self.unwrap(wrapped, b"there").wipe()
+        except HeaderTampered:
+            return
+        raise InvalidKey(
+            "This Vault passes associated data over: a key could be moved to another place unnoticed.",
+            hint="Vault 1.13 or later binds it.",
+        )
 
     def wrap(self, secret: SecretBytes, aad: bytes) -> bytes:
         # A str, which nobody can wipe: hvac takes nothing else.
