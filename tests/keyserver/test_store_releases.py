@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import Future
 from datetime import timedelta
 
 import pytest
@@ -22,6 +23,7 @@ from stores import (
 )
 
 from strongroom.errors import NotFound, Unavailable, UsageError
+from strongroom.keyserver.store.releases import EndWrite
 
 
 @pytest.fixture
@@ -176,6 +178,19 @@ def test_what_cannot_be_recorded_is_not_released(ready):
     assert codes(ready, "L", "M") == ["attest-again", ""]
     # Its challenge was not used either.
     assert not release(ready, challenge=bad.challenge).challenge_used
+
+
+def test_what_a_database_cannot_hold_is_the_fault_of_one(ready):
+    # Anybody can give back leases: a NUL, which PostgreSQL refuses, must not hinder others.
+    bad, good = EndWrite(("a\0",)), write(ready, grant(ready, lease="L"))
+    futures = [Future(), Future()]
+    ready._writer._write(list(zip((bad, good), futures, strict=True)))
+    assert futures[1].result(30).refused == {}
+    assert codes(ready, "L") == [""]
+    try:
+        assert codes(ready, "a\0") == ["attest-again"]
+    except UsageError:
+        assert ready.url.startswith("postgresql")
 
 
 def test_text_of_machines_is_kept_as_it_is(ready):

@@ -50,6 +50,13 @@ def test_tokens_expire(store, clock):
         store.token(token)
 
 
+@pytest.mark.parametrize("year", [1, 1969, 2256, 9999])
+def test_ends_that_cannot_be_kept_are_refused(store, year):
+    with pytest.raises(UsageError, match="The end of a token"):
+        store.add_token("bob", "owner", START.replace(year=year), OWNER)
+    assert store.tokens() == []
+
+
 def test_dropped_tokens_are_worthless(store):
     id, token = store.add_token("bob", "owner", None, OWNER)
     store.drop_token(id, OWNER)

@@ -244,7 +244,11 @@ class TestTimes:
         assert timedelta() <= moment - found < timedelta(milliseconds=1)
 
     @pytest.mark.parametrize(
-        "text", [None, 5, "", "now", "2026-03-01", "2026-13-01T00:00:00Z", "12:00Z"]
+        "text",
+        [
+            *(None, 5, "", "now", "2026-03-01", "2026-13-01T00:00:00Z", "12:00Z"),
+            *("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00"),
+        ],
     )
     def test_none(self, text):
         with pytest.raises(UsageError, match="is not a time"):

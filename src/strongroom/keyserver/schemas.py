@@ -40,7 +40,7 @@ Moment = Annotated[
         examples=["2026-03-01T12:00:00Z"],
     ),
 ]
-Text = Annotated[str, Field(min_length=1, max_length=500)]
+Text = Annotated[str, Field(pattern=r"^[^\x00]{1,500}$")]
 Platform = Annotated[str, Field(pattern=r"^[!-~]{1,300}$", examples=["piid:00112233"])]
 TokenName = Annotated[str, Field(pattern=r"^[ -~]{1,100}$", examples=["alice"])]
 State = Literal["active", "deprecated", "revoked", "destroyed"]
@@ -115,7 +115,7 @@ class Signed(_Message):
     signature: Signature
 
 
-LeaseId = Annotated[str, Field(max_length=64)]
+LeaseId = Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")]
 
 
 class RenewBody(_Message):

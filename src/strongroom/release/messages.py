@@ -34,11 +34,11 @@ def parse_time(text: object, what: str) -> datetime:
     """
     try:
         moment = datetime.fromisoformat(text) if isinstance(text, str) else None
-    except ValueError:
-        moment = None
-    if moment is None or moment.tzinfo is None:
-        raise UsageError(f"{what} is not a time as in 2026-03-01T12:00:00Z.")
-    return moment.astimezone(UTC)
+        if moment is not None and moment.tzinfo is not None:
+            return moment.astimezone(UTC)
+    except (ValueError, OverflowError):  # the first day of the year 1 may be none in UTC
+        pass
+    raise UsageError(f"{what} is not a time as in 2026-03-01T12:00:00Z.")
 
 
 def _members(

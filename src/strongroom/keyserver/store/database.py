@@ -12,6 +12,7 @@ from typing import Any, Final
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
 from sqlalchemy.exc import (
     ArgumentError,
+    DataError,
     DBAPIError,
     IntegrityError,
     NoSuchModuleError,
@@ -208,15 +209,20 @@ def _translated() -> Iterator[None]:
 
     Constraints that fail are passed on, for those who expect them.
     """
-    problem = ""
+    problem, unusable = "", False
     try:
         yield
     except IntegrityError:
         raise
+    except DataError:
+        # PostgreSQL takes no NUL in a text. Said of this write alone: those that wait with it are good.
+        unusable = True
     except (OperationalError, DBAPIError, SQLAlchemyError, NoSuchModuleError, sqlite3.Error) as error:
         inner = error.orig if isinstance(error, DBAPIError) else error
         code = getattr(inner, "sqlstate", None) or getattr(inner, "sqlite_errorname", None)
         problem = type(inner).__name__ + (f", {code}" if code else "")
+    if unusable:
+        raise UsageError("The database cannot hold what is said here.")
     if problem:
         raise StorageError(
             f"The database does not answer as it should ({problem}).",

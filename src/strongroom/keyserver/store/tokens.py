@@ -21,6 +21,8 @@ __all__ = ["TOKEN_PREFIX", "TokenRegister"]
 TOKEN_PREFIX: Final = "srt_"
 _TOKEN_SIZE: Final = 32
 _MAX_NAME: Final = 100
+_LATEST: Final = (1 << 53) - 1
+"""Microseconds: what canonical JSON holds, under whose MAC a token is."""
 
 
 def _digest(token: str) -> bytes:
@@ -51,6 +53,8 @@ class TokenRegister(Core):
             raise UsageError(f"There is no role {role}.", hint="Roles are: " + ", ".join(ROLES))
         if not name.isprintable() or not 0 < len(name) <= _MAX_NAME:
             raise UsageError("The name of a token is a short text.")
+        if expires is not None and not 0 < micros(expires) <= _LATEST:
+            raise UsageError("The end of a token is a time between 1970 and 2255.")
         if ROLES.index(role) > (ROLES.index(actor.role) if actor.role in ROLES else -1):
             raise NotAuthorised(f"{actor.name} has the role {actor.role} and cannot give {role}.")
         id = random.token_hex(8)
