@@ -14,7 +14,7 @@ import pytest
 from stores import BUNDLE, OWNER, Store, kek
 
 from strongroom.attest import roots
-from strongroom.attest.evidence import Evidence
+from strongroom.attest.evidence import Claims, Evidence
 from strongroom.crypto.hpke import MLKEM768X25519, X25519
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import ReleaseDenied, Unavailable, UntrustedAnswer
@@ -430,6 +430,38 @@ def test_one_machine_too_many(place):
     place.now += timedelta(minutes=11)
     (released,) = ask(place, make=make)
     assert isinstance(released, Released)
+
+
+def test_who_holds_a_key_is_whom_the_policy_is_about(place):
+    """Evidence that the policy does not ask for is bound to nothing: it may be a recorded one of another."""
+    place.put(any=[TDX, {"kind": "mtls", "subject": ["CN=a", "CN=b"]}], lease={"max_holders": 2})
+    (machine,) = ask(place)
+    recorded = Attester().quote(bytes(64), mr_td=b"\x43" * 48)
+
+    def identity(name):
+        values = {"subject": f"CN={name}"}
+        end = NOW + timedelta(days=1)
+        return Claims("mtls", values, b"", False, f"mtls:{name}", end)
+
+    async def use(service):
+        found = []
+        for name in "ab":
+            attester, challenge = Attester(), service.challenge()
+            request = replace(attester.request(challenge), evidence=(recorded,))
+            answer = await service.release(request, [identity(name)], "")
+            found += attester.open(answer, challenge, service)
+        return found
+
+    first, second = place.run(use)
+    assert isinstance(first, Released)
+    assert isinstance(second, Refused) and second.code == "holders"
+    assert place.records()[-2]["platform"] == "mtls:a"
+    # Nor does it take the lease of the machine whose evidence it is.
+    leases = [machine.lease.id, first.lease.id]
+    assert not [one for one in place.store.renew(leases, NOW, True) if "refused" in one]
+    # And who is evicted loses the lease at once.
+    place.store.evict("mtls:a", OWNER, "stolen")
+    assert [one.get("refused") for one in place.store.renew(leases, NOW, True)] == [None, "evicted"]
 
 
 def test_an_evicted_machine(place):

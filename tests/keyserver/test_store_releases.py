@@ -23,7 +23,7 @@ from stores import (
 )
 
 from strongroom.errors import NotFound, Unavailable, UsageError
-from strongroom.keyserver.store.releases import EndWrite
+from strongroom.keyserver.store.releases import EndWrite, RenewWrite
 
 
 @pytest.fixture
@@ -267,6 +267,20 @@ def test_a_renewal_never_outlasts_policy_or_evidence(ready, clock):
     ]
     clock.move(seconds=180)
     assert codes(ready, "M") == ["expired"]
+
+
+@pytest.mark.parametrize("end", ["given back", "expired"])
+def test_a_lease_that_ends_while_its_renewal_is_decided_is_not_renewed(ready, clock, end):
+    release(ready, grant(ready, lease="L"))
+    later = clock.now + timedelta(hours=1)
+    renewal = RenewWrite(ready.snapshot().revision, {"L": later}, [{"lease": "L"}])
+    if end == "given back":
+        assert ready._commit([EndWrite(["L"]), renewal])[1] is False
+        assert codes(ready, "L") == ["attest-again"]
+    else:
+        clock.move(seconds=600)
+        assert ready._commit([renewal]) == [False]
+        assert codes(ready, "L") == ["expired"]
 
 
 def test_evicted_revoked_and_given_back_leases_say_so(ready):

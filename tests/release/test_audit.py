@@ -126,6 +126,13 @@ def test_what_is_no_record_is_refused(junk):
     broken([junk], "record 1 is no record")
 
 
+@pytest.mark.parametrize("member", ["hash", "previous", "store", "time", "event", "details", "v"])
+def test_a_record_that_lacks_a_member_and_has_another_is_none(member):
+    (record,) = chain(1)
+    lacking = {name: value for name, value in record.items() if name != member}
+    broken([{**lacking, "revision": 1, "more": 2}], "record 1 is no record")
+
+
 def test_a_record_without_canonical_form_is_a_changed_one():
     record = {**chain(1)[0], "details": {"n": 1.5}}
     broken([record], "record 1 was changed")

@@ -15,6 +15,7 @@ auditor  read, and nothing else
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from datetime import datetime
 from typing import Annotated, Final
 
 from anyio.to_thread import run_sync
@@ -30,6 +31,7 @@ from strongroom.keyserver.services import services
 from strongroom.keyserver.settings import MtlsRole
 from strongroom.keyserver.store import Actor
 from strongroom.keyserver.tls import CLIENT_CERTIFICATE
+from strongroom.keyserver.tls_contexts import ClientCertificate
 
 __all__ = ["Auditor", "Operator", "Owner", "actor_of_certificate", "bearer", "identities", "must_be"]
 
@@ -62,14 +64,19 @@ def bearer(request: Request) -> str | None:
     return token
 
 
-def actor_of_certificate(certificate: bytes, roles: Sequence[MtlsRole]) -> Actor | None:
-    """Whom the configuration names for a certificate that TLS has verified; None if nobody.
+def actor_of_certificate(
+    certificate: ClientCertificate, roles: Sequence[MtlsRole], now: datetime
+) -> Actor | None:
+    """Whom the configuration names for a certificate; None if nobody, or it has ended since the handshake.
 
     Args:
-        certificate: DER.
+        certificate: as TLS has verified it.
         roles: the first that fits counts.
+        now: with a time zone.
     """
-    parsed = x509.load_der_x509_certificate(certificate)
+    parsed = x509.load_der_x509_certificate(certificate.leaf)
+    if parsed.not_valid_after_utc < now:
+        return None
     subject = parsed.subject.rfc4514_string()
     fingerprint = parsed.fingerprint(hashes.SHA256()).hex()
     for one in roles:
@@ -91,7 +98,7 @@ async def _actor(request: Request) -> Actor:
     else:
         certificate = request.scope.get(CLIENT_CERTIFICATE)
         if certificate is not None:
-            actor = actor_of_certificate(certificate, here.config.auth.mtls)
+            actor = actor_of_certificate(certificate, here.config.auth.mtls, here.clock())
     if actor is None:
         raise _unknown()
     request.scope["strongroom.actor"] = {"actor": actor.name, "role": actor.role}

@@ -235,9 +235,10 @@ class ReleaseService:
         source: str,
     ) -> ReleaseWrite:
         recipient = hashlib.sha256(request.public_key).hexdigest()[:32]
-        platform = next(
-            (one.platform for one in presented.claims if one.platform), f"recipient:{recipient}"
-        )
+        names = [one.decision.holder for one in verdicts if one.lease is not None and one.decision]
+        # Where nothing is granted, the record names whatever was shown.
+        names = names or [one.platform for one in presented.claims]
+        platform = next(filter(None, names), f"recipient:{recipient}")
         said = [one.to_json() for one in presented.claims]
         grants = [
             Grant(

@@ -26,7 +26,8 @@ from strongroom.keyserver.opening import now, open_store
 from strongroom.keyserver.release import ReleaseService
 from strongroom.keyserver.services import Services
 from strongroom.keyserver.settings import Config
-from strongroom.keyserver.tls import Certificates, protocol_class
+from strongroom.keyserver.tls import protocol_class
+from strongroom.keyserver.tls_contexts import Certificates
 from strongroom.keyserver.trust import roots_of
 from strongroom.keyserver.verification import VerificationPool
 
@@ -98,12 +99,18 @@ class _Server(uvicorn.Server):
 
     def _renew(self) -> None:
         asked, self._reload = self._reload, False
+        clients = self._certificates.clients
         try:
             if asked or self._certificates.changed():
                 self._certificates.reload()
                 log.info("certificate read")
         except StrongroomError as error:
             log.error("certificate not read; the one before stays", **describe(error))
+        if self._certificates.clients != clients:
+            # Whoever came with a certificate comes again, and is looked at again.
+            for one in list(self.server_state.connections):
+                if getattr(one, "_certificate", None) is not None:
+                    one.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if sig == signal.SIGHUP:
@@ -137,7 +144,7 @@ def serve(config: Config, passphrase: SecretBytes | None, sockets: Sequence[sock
     # The thread that answers gives the interpreter away at every read, and waits for the thread that
     # commits to give it back: with the default of 5 ms, several times in a request.
     sys.setswitchinterval(_SWITCH_SECONDS)
-    certificates = Certificates(config.tls)
+    certificates = Certificates(config.tls, now)
     metrics = Metrics()
     pool = VerificationPool(
         roots_of(config.attestation),

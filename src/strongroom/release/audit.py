@@ -97,7 +97,7 @@ def _broken(sequence: int, problem: str) -> AuditBroken:
 def _next(record: Mapping[str, Any], at: Head) -> Head:
     expected = at.sequence + 1
     sequence = record.get("sequence")
-    if type(sequence) is not int or set(record) < _NEEDED:
+    if type(sequence) is not int or not set(record) >= _NEEDED:
         raise _broken(expected, "is no record")
     if sequence > expected:
         raise _broken(expected, f"was left out: after {at.sequence} comes {sequence}")

@@ -104,12 +104,15 @@ class Decision:
         code: one of :data:`CODES`; empty where it is allowed.
         findings: everything that was compared.
         matched: path of the first alternative that holds, such as ``any[1]``; None if none does.
+        holder: the name of the machine, by what that alternative is about, and not by what else was
+            presented, which may be another's; None where that has none.
     """
 
     allowed: bool
     code: str
     findings: tuple[Finding, ...]
     matched: str | None = None
+    holder: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """For records."""
@@ -187,7 +190,7 @@ def _combined(about: Sequence[_Coded], judged: Judgement) -> Decision:
     failed = [code for code, finding in about if not finding.ok]
     code = "no-policy" if "no-policy" in failed else judged.code or next(iter(failed), "")
     findings = (*(finding for _, finding in about), *judged.findings)
-    return Decision(not code, code, findings, judged.matched)
+    return Decision(not code, code, findings, judged.matched, judged.holder)
 
 
 def _about_key(policy: Policy, asked: Asked) -> list[_Coded]:

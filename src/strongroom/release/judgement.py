@@ -34,11 +34,13 @@ class Judgement:
         findings: everything that was compared.
         matched: path of the first alternative that holds, or None.
         code: why it is refused; empty where it is not.
+        holder: the name of the machine, by what that alternative is about; None where it has none.
     """
 
     findings: tuple[Finding, ...]
     matched: str | None
     code: str
+    holder: str | None = None
 
 
 def judge(
@@ -84,7 +86,7 @@ def judge(
         by_rule.append(found)
     findings = [finding for found in by_rule for _, finding in found]
 
-    matched, failed = None, set()
+    matched, holder, failed = None, None, set()
     for requirement in policy.alternatives:
         compared = _alternative(requirement, claims, now)
         findings += compared
@@ -97,10 +99,12 @@ def judge(
         failed |= broken
         if matched is None and not broken and all_ok(compared):
             matched = requirement.path
+            used = (claims[index].platform for index in _used(requirement, claims))
+            holder = next(filter(None, used), None)
     # Whatever is presented beside it: a machine that was evicted is not served.
     out = any(code == "evicted" and not finding.ok for found in by_rule for code, finding in found)
     if matched is not None and not out:
-        return Judgement(tuple(findings), matched, "")
+        return Judgement(tuple(findings), matched, "", holder)
     if out:
         failed.add("evicted")
     code = next((code for code in _BY_RULE if code in failed), "policy")

@@ -227,12 +227,14 @@ class KeyRegister(PolicyRegister):
         kek = self._kek
         with self._database.reading() as connection:
             check_kek(connection, kek)
-            query = select(keys.c.wrapped).where(
+            query = select(keys.c.wrapped, keys.c.epoch).where(
                 keys.c.name == record.name, keys.c.version == record.version
             )
             row = connection.execute(query).first()
         if row is None:
             raise _no_key(record.name, record.version)
+        if row.epoch != record.epoch:
+            raise Unavailable("The state of the key changed meanwhile.", hint="Ask again.")
         dek = kek.unwrap(row.wrapped or b"", aad)
         if len(dek) != DEK_SIZE:
             raise HeaderTampered("What is wrapped is no key.")
