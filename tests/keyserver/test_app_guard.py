@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import logging
+from datetime import datetime
 
 import pytest
 import structlog
@@ -23,9 +24,9 @@ from strongroom.keyserver.guard import Guard
 from strongroom.keyserver.logs import configure_logging, log
 from strongroom.keyserver.metrics import Metrics
 from strongroom.keyserver.settings import Limits
-from strongroom.keyserver.tls import ABORT
 
 SECRET = "canary-secret"
+NASTY = 'a"\n{}\x1b[0m\u2028é'
 
 
 @pytest.fixture
@@ -92,20 +93,45 @@ def test_a_fault_with_a_cause_names_the_types(lines):
     assert SECRET not in str(lines())
 
 
-def test_a_client_that_does_not_read_is_dropped(lines):
-    dropped = []
+def test_a_request_that_ran_into_a_timeout_is_a_fault_like_others(lines):
+    async def app(scope, receive, send):
+        raise TimeoutError
 
+    assert ask(app)[0]["status"] == 500
+    assert lines()[0]["error"] == "TimeoutError"
+
+
+def test_the_line_of_a_request_is_like_every_other_line(lines):
+    async def app(scope, receive, send):
+        log.info("within", method="GET", path="other", status=200, ms=0.0, actor=NASTY)
+        scope["strongroom.actor"] = {"actor": NASTY, "role": "owner"}
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"x"})
+
+    sent = ask(app)
+    log.info("outside")
+    within, request, outside = lines()
+    assert request["actor"] == within["actor"] == NASTY
+    assert set(request) == {*within, "role"}
+    assert {name: type(value) for name, value in request.items() if name != "role"} == {
+        name: type(value) for name, value in within.items()
+    }
+    for name in ("request", "source", "method", "path", "status", "level"):
+        assert request[name] == within[name], name
+    assert request["request"] == dict(sent[0]["headers"])[b"x-request-id"].decode()
+    assert datetime.fromisoformat(request["timestamp"]).tzinfo is not None
+    assert len(request["timestamp"]) == len(within["timestamp"])
+    assert "request" not in outside
+
+
+def test_the_line_of_a_request_has_a_level(lines):
     async def app(scope, receive, send):
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body", "body": b"x"})
 
-    async def never(message):
-        if message["type"] == "http.response.body":
-            await asyncio.sleep(60)
-
-    limits = Limits(answer_seconds=0.05)
-    ask(app, never, limits, **{ABORT: lambda: dropped.append(True)})
-    assert dropped == [True]
+    logging.getLogger().setLevel(logging.WARNING)
+    ask(app)
+    assert lines() == []
 
 
 def test_what_libraries_log_with_an_exception_is_its_type_alone(lines):

@@ -6,21 +6,18 @@ anything is parsed or looked up.
 
 from __future__ import annotations
 
-import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final
 
-import structlog
 from starlette.types import ASGIApp, Scope
 
 from strongroom.keyserver.errors_http import HttpError, error_answer
 from strongroom.keyserver.limits import LimitedBody, RateLimit, source_group
-from strongroom.keyserver.logs import describe, log
+from strongroom.keyserver.logs import OF_REQUEST, describe, log, log_request
 from strongroom.keyserver.metrics import Metrics
 from strongroom.keyserver.settings import Limits
-from strongroom.keyserver.tls import ABORT
 
 __all__ = ["Guard"]
 
@@ -36,34 +33,32 @@ Message = MutableMapping[str, Any]
 
 
 class _Answer:
-    """``send`` that adds headers, notes the status, and gives up on a client that does not read."""
+    """``send`` that adds headers and notes the status.
 
-    def __init__(
-        self,
-        send: Callable[[Message], Awaitable[None]],
-        request_id: str,
-        seconds: float,
-        closing: Callable[[], bool],
-    ) -> None:
+    Attributes:
+        status: of the answer; None before it.
+        body: of the request; None where it is not even begun.
+    """
+
+    def __init__(self, send: Callable[[Message], Awaitable[None]], request_id: str) -> None:
         self.status: int | None = None
+        self.body: LimitedBody | None = None
         self._send = send
-        self._request_id = request_id.encode()
-        self._seconds = seconds
-        self._closing = closing
+        self._request_id = request_id
 
     async def __call__(self, message: Message) -> None:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = list(message.get("headers", ()))
-            present = {name.lower() for name, _ in headers}
-            headers += [pair for pair in _HEADERS if pair[0] not in present]
-            headers.append((b"x-request-id", self._request_id))
+            headers = [
+                *message["headers"],
+                *_HEADERS,
+                (b"x-request-id", self._request_id.encode()),
+            ]
             # A body that is still on its way would be read, and ignored, for as long as it lasts.
-            if self._closing():
+            if self.body is None or not self.body.complete:
                 headers.append((b"connection", b"close"))
             message = {**message, "headers": headers}
-        async with asyncio.timeout(self._seconds):
-            await self._send(message)
+        await self._send(message)
 
 
 class Guard:
@@ -87,30 +82,24 @@ class Guard:
             return
         began = time.perf_counter()
         request_id = secrets.token_hex(8)
-        body: LimitedBody | None = None
-        answer = _Answer(
-            send, request_id, self._limits.answer_seconds, lambda: body is None or not body.complete
-        )
+        answer = _Answer(send, request_id)
         source = scope["client"][0] if scope["client"] else "local"
-        with structlog.contextvars.bound_contextvars(request=request_id, source=source):
-            try:
-                if scope["path"] not in _NEVER_LIMITED:
-                    self._rate.take(source_group(source), time.monotonic())
-                body = LimitedBody(
-                    scope, receive, self._limits.release_bytes, self._limits.body_seconds
-                )
-                await self._app(scope, body, answer)
-            except TimeoutError:
-                self._metrics.refused_early("does-not-read")
-                # An orderly close would wait for the client to read what is left.
-                scope.get(ABORT, lambda: None)()
-            except HttpError as error:
-                self._metrics.refused_early(error.code)
-                await self._fail(scope, receive, answer, error)
-            except Exception as error:
-                log.error("fault", **describe(error))
-                await self._fail(scope, receive, answer, error)
+        before = OF_REQUEST.set({"request": request_id, "source": source})
+        try:
+            if scope["path"] not in _NEVER_LIMITED:
+                self._rate.take(source_group(source), time.monotonic())
+            limits = self._limits
+            answer.body = LimitedBody(scope, receive, limits.release_bytes, limits.body_seconds)
+            await self._app(scope, answer.body, answer)
+        except HttpError as error:
+            self._metrics.refused_early(error.code)
+            await self._fail(scope, receive, answer, error)
+        except Exception as error:
+            log.error("fault", **describe(error))
+            await self._fail(scope, receive, answer, error)
+        finally:
             self._note(scope, answer.status, time.perf_counter() - began)
+            OF_REQUEST.reset(before)
 
     async def _fail(self, scope: Scope, receive: Any, answer: _Answer, error: Exception) -> None:
         if answer.status is None:
@@ -121,8 +110,7 @@ class Guard:
         self._metrics.request(path, scope["method"], status, seconds)
         if scope["path"] in _QUIET and status == 200:
             return
-        log.info(
-            "request",
+        log_request(
             method=scope["method"],
             path=path,
             status=status,

@@ -7,20 +7,28 @@ its type and place, since its text may quote what it worked on (SQL statements w
 
 from __future__ import annotations
 
+import json
 import logging
 import sys
 import traceback
-from collections.abc import MutableMapping
-from typing import Any, TextIO
+from collections.abc import Mapping, MutableMapping
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from types import MappingProxyType
+from typing import Any, Final, TextIO
 
 import structlog
 
 from strongroom.errors import StrongroomError
 
-__all__ = ["configure_logging", "describe", "log"]
+__all__ = ["OF_REQUEST", "configure_logging", "describe", "log", "log_request"]
 
 log: structlog.typing.FilteringBoundLogger = structlog.get_logger()
 """The server's logger."""
+
+_NOBODY: Final[Mapping[str, str]] = MappingProxyType({})
+OF_REQUEST: Final[ContextVar[Mapping[str, str]]] = ContextVar("of_request", default=_NOBODY)
+"""What every line of the log says that is written on behalf of a request: its id and its source."""
 
 
 def describe(error: BaseException) -> dict[str, str]:
@@ -35,6 +43,25 @@ def describe(error: BaseException) -> dict[str, str]:
     if cause is not None:
         found["cause"] = type(cause).__name__
     return found
+
+
+def log_request(**members: str | float | None) -> None:
+    """The line of a request, as ``log.info("request", …)`` would write it, in a third of its 23 µs."""
+    if not logging.getLogger().isEnabledFor(logging.INFO):
+        return
+    line = {
+        **OF_REQUEST.get(),
+        **members,
+        "event": "request",
+        "level": "info",
+        "timestamp": datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+    }
+    structlog.get_config()["logger_factory"]().info(json.dumps(line))
+
+
+def _of_request(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    """Say on behalf of which request."""
+    return {**OF_REQUEST.get(), **event}
 
 
 def _without_tracebacks(
@@ -54,7 +81,7 @@ def _without_tracebacks(
 def configure_logging(stream: TextIO | None = None, level: int = logging.INFO) -> None:
     """Send what the server and its libraries log to ``stream``, standard error unless given, as JSON."""
     shared: list[Any] = [
-        structlog.contextvars.merge_contextvars,
+        _of_request,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
         _without_tracebacks,

@@ -1,30 +1,86 @@
 """TLS 1.3, and what the server learns from it: the client's certificate, where there is one.
 
-uvicorn does not hand client certificates on, knows no limit for headers and no time for them; the
-protocol here adds the three.
+uvicorn does not hand client certificates on, knows no limit for headers, no time for them and none for
+clients that do not read; the protocol here adds the four, and sends an answer in one piece.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
+import ssl
 from typing import Any, Final
 
 from uvicorn.config import Config as UvicornConfig
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from strongroom.errors import InvalidKey, os_errors
 from strongroom.format.encoding import dump_json
 from strongroom.keyserver.limits import MAX_HEAD, ConnectionCount, source_group
 from strongroom.keyserver.metrics import Metrics
-from strongroom.keyserver.settings import Limits
-from strongroom.keyserver.tls_contexts import ClientCertificate, client_certificate
+from strongroom.keyserver.settings import Limits, Tls
 
-__all__ = ["ABORT", "CLIENT_CERTIFICATE", "protocol_class"]
+__all__ = ["CLIENT_CERTIFICATE", "Certificates", "protocol_class"]
 
 CLIENT_CERTIFICATE: Final = "strongroom.client_certificate"
-"""In the scope of a request: the client's :class:`.tls_contexts.ClientCertificate`; None where it sent none."""
+"""In the scope of a request: the client's certificate, DER, verified by TLS; None where it sent none."""
 
-ABORT: Final = "strongroom.abort"
-"""In the scope of a request: drops the connection, with what is still to be sent."""
+_CONTINUE: Final = b"HTTP/1.1 100 "
+
+
+class Certificates:
+    """The TLS context, and the files that it is made of.
+
+    A renewed certificate is used for new connections after :meth:`reload`. Client CAs are read once:
+    OpenSSL can add to them and not take away.
+    """
+
+    def __init__(self, tls: Tls) -> None:
+        self._tls = tls
+        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
+        # A resumed session would bring a client certificate that nobody has verified again.
+        self.context.num_tickets = 0
+        if tls.client_ca is not None:
+            with os_errors(tls.client_ca):
+                try:
+                    self.context.load_verify_locations(tls.client_ca)
+                except ssl.SSLError:
+                    raise InvalidKey(f"{tls.client_ca} holds no certificates in PEM.") from None
+            self.context.verify_mode = ssl.CERT_OPTIONAL
+        self._seen = self._stamp()
+        self._load(self.context)
+
+    def _load(self, context: ssl.SSLContext) -> None:
+        with os_errors(self._tls.certificate):
+            try:
+                context.load_cert_chain(self._tls.certificate, self._tls.key, password="")
+            except ssl.SSLError:
+                raise InvalidKey(
+                    f"{self._tls.certificate} and {self._tls.key} are not a certificate and its key."
+                ) from None
+
+    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
+        found = []
+        for path in (self._tls.certificate, self._tls.key):
+            with os_errors(path):
+                found.append(os.stat(path))
+        return tuple((one.st_mtime_ns, one.st_ino, one.st_size) for one in found)
+
+    def changed(self) -> bool:
+        """The files are not those that were read last."""
+        return self._stamp() != self._seen
+
+    def reload(self) -> None:
+        """Read certificate and key again. Where they do not fit together, the old ones stay.
+
+        Raises:
+            InvalidKey, NotFound, UsageError: they cannot be used.
+        """
+        self._seen = self._stamp()
+        # First into a context that nobody uses: half a change must not reach a connection.
+        self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
+        self._load(self.context)
 
 
 def protocol_class(limits: Limits, metrics: Metrics) -> type[HttpToolsProtocol]:
@@ -34,14 +90,47 @@ def protocol_class(limits: Limits, metrics: Metrics) -> type[HttpToolsProtocol]:
     class Protocol(_Protocol):
         addresses = counts
         head_seconds = limits.head_seconds
+        answer_seconds = limits.answer_seconds
         metrics = numbers
 
     return Protocol
 
 
+class _InOnePiece:
+    """What an answer is written to: its head waits for what follows it.
+
+    Each write is a record of TLS, a call of the system and a packet: together 60 µs.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self._begun = False
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head is not None:
+            data, self._head = self._head + data, None
+        elif not self._begun and not data.startswith(_CONTINUE):
+            self._head, self._begun = data, True
+            return
+        self._transport.write(data)
+
+    def end(self) -> None:
+        """The answer is whole, perhaps without a body; the next write is a head."""
+        if self._head is not None:
+            self._transport.write(self._head)
+        self._head, self._begun = None, False
+
+    def close(self) -> None:
+        self.end()
+        self._transport.close()
+
+
 class _Protocol(HttpToolsProtocol):
     addresses: ConnectionCount
     head_seconds: float
+    answer_seconds: float
     metrics: Metrics
 
     def __init__(
@@ -52,25 +141,30 @@ class _Protocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._certificate: ClientCertificate | None = None
+        self._certificate: bytes | None = None
         self._counted: str | None = None
         self._head_size = 0
         self._in_head = True
         self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._answers: _InOnePiece
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self._answers = _InOnePiece(transport)
         source = source_group(self.client[0]) if self.client else "local"
         if not self.addresses.enter(source):
             self.metrics.refused_early("connections")
             transport.abort()
             return
         self._counted = source
-        self._certificate = client_certificate(transport.get_extra_info("ssl_object"))
+        tls = transport.get_extra_info("ssl_object")
+        self._certificate = tls.getpeercert(binary_form=True) if tls is not None else None
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self.resume_writing()
         if self._counted is not None:
             self.addresses.leave(self._counted)
             self._counted = None
@@ -90,7 +184,6 @@ class _Protocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope[CLIENT_CERTIFICATE] = self._certificate  # type: ignore[typeddict-unknown-key]
-        self.scope[ABORT] = self.transport.abort  # type: ignore[typeddict-unknown-key]
 
     def on_headers_complete(self) -> None:
         self._in_head = False
@@ -99,11 +192,31 @@ class _Protocol(HttpToolsProtocol):
         if size > MAX_HEAD or self._ambiguous() or self.parser.get_http_version() != "1.1":
             raise ValueError  # the parser turns it into the answer below
         super().on_headers_complete()
+        self.cycle.transport = self._answers  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
         self._in_head = True
         self._head_size = 0
+
+    def on_response_complete(self) -> None:
+        self._answers.end()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_timer = self.loop.call_later(self.answer_seconds, self._does_not_read)
+
+    def resume_writing(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+        super().resume_writing()
+
+    def _does_not_read(self) -> None:
+        self.metrics.refused_early("does-not-read")
+        # An orderly close would wait for the client to read what is left.
+        self.transport.abort()
 
     def _ambiguous(self) -> bool:
         """Two readings of one request: what proxies are fooled with."""

@@ -1,0 +1,156 @@
+"""The protocol on a transport that is none: in how many pieces an answer goes out, and to whom no longer."""
+
+import asyncio
+from collections import Counter
+
+import pytest
+import uvicorn
+from uvicorn.server import ServerState
+
+from strongroom.keyserver.metrics import Metrics
+from strongroom.keyserver.settings import Limits
+from strongroom.keyserver.tls import protocol_class
+
+
+class Transport(asyncio.Transport):
+    def __init__(self):
+        super().__init__({"peername": ("192.0.2.1", 5), "sockname": ("192.0.2.2", 443)})
+        self.done = []
+
+    def write(self, data):
+        self.done.append(bytes(data))
+
+    def close(self):
+        self.done.append("close")
+
+    def abort(self):
+        self.done.append("abort")
+
+    def is_closing(self):
+        return "close" in self.done or "abort" in self.done
+
+    def pause_reading(self):
+        pass
+
+    def resume_reading(self):
+        pass
+
+
+class Counts(Metrics):
+    def __init__(self):
+        super().__init__()
+        self.early = Counter()
+
+    def refused_early(self, why):
+        self.early[why] += 1
+
+
+def talk(app, data, limits=None, during=None):
+    """What is done to the transport after ``data`` has come; and what was counted."""
+
+    async def main():
+        metrics, transport = Counts(), Transport()
+        config = uvicorn.Config(
+            app,
+            http=protocol_class(limits or Limits(), metrics),
+            lifespan="off",
+            log_config=None,
+            server_header=False,
+            date_header=False,
+        )
+        config.load()
+        protocol = config.http_protocol_class(config, ServerState(), {}, asyncio.get_running_loop())
+        protocol.connection_made(transport)
+        for part in [data] if isinstance(data, bytes) else data:
+            protocol.data_received(part)
+            await asyncio.sleep(0.01)
+        if during is not None:
+            await during(protocol, transport)
+        done = list(transport.done)
+        protocol.connection_lost(None)
+        await asyncio.sleep(0)
+        return done, metrics.early
+
+    return asyncio.run(main())
+
+
+def answering(*parts, size=None):
+    async def app(scope, receive, send):
+        total = sum(map(len, parts)) if size is None else size
+        await receive()
+        headers = [(b"content-length", b"%d" % total)]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        for number, part in enumerate(parts, 1):
+            await send({"type": "http.response.body", "body": part, "more_body": number < len(parts)})
+
+    return app
+
+
+GET = b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n"
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-length: %d\r\n\r\n"
+
+
+def test_an_answer_is_one_write():
+    assert talk(answering(b"hello"), GET)[0] == [HEAD % 5 + b"hello"]
+
+
+def test_so_is_every_one_of_several_on_one_connection():
+    assert talk(answering(b"hello"), [GET, GET, GET])[0] == [HEAD % 5 + b"hello"] * 3
+    assert talk(answering(b"hello"), GET * 3)[0] == [HEAD % 5 + b"hello"] * 3
+
+
+def test_a_body_that_looks_like_a_head_is_a_body():
+    parts = (b"HTTP/1.1 200 OK", b"HTTP/1.1 100 Continue")
+    assert talk(answering(*parts), GET)[0] == [HEAD % 36 + parts[0], parts[1]]
+
+
+@pytest.mark.parametrize(("method", "body"), [(b"HEAD", b"hello"), (b"GET", b"")])
+def test_an_answer_without_a_body_goes_out_too(method, body):
+    data = GET.replace(b"GET", method)
+    assert talk(answering(body), [data, data])[0] == [HEAD % len(body)] * 2
+
+
+def test_an_answer_goes_out_before_the_connection_is_closed():
+    data = GET.replace(b"host", b"connection: close\r\nhost")
+    head = b"HTTP/1.1 200 OK\r\ncontent-length: 5\r\nconnection: close\r\n\r\n"
+    assert talk(answering(b"hello"), data)[0] == [head + b"hello", "close"]
+    head = head.replace(b"5", b"0")
+    assert talk(answering(b""), data)[0] == [head, "close"]
+
+
+def test_an_answer_that_breaks_off_ends_the_connection():
+    assert talk(answering(b"hell", size=5), GET)[0] == [HEAD % 5 + b"hell", "close"]
+
+
+def test_who_waits_to_be_told_to_continue_is_told():
+    head = b"POST /x HTTP/1.1\r\nhost: a\r\ncontent-length: 1\r\nexpect: 100-continue\r\n\r\n"
+    go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
+    assert talk(answering(b"hello"), [head])[0] == [go_on]
+    whole = [go_on, HEAD % 5 + b"hello"]
+    assert talk(answering(b"hello"), [head, b"x"])[0] == whole
+    assert talk(answering(b"hello"), [head, b"x", head, b"x"])[0] == whole * 2
+
+
+def test_a_client_that_does_not_read_is_dropped():
+    async def during(protocol, transport):
+        protocol.pause_writing()
+        await asyncio.sleep(0.01)
+        assert "abort" not in transport.done
+        await asyncio.sleep(0.1)
+
+    done, early = talk(answering(b"hello"), GET, Limits(answer_seconds=0.05), during)
+    assert done[-1] == "abort"
+    assert early == {"does-not-read": 1}
+
+
+@pytest.mark.parametrize("ends", ["resume_writing", "connection_lost"])
+def test_a_client_that_reads_in_time_is_not(ends):
+    async def during(protocol, transport):
+        protocol.pause_writing()
+        await asyncio.sleep(0.01)
+        getattr(protocol, ends)(*[None] * (ends == "connection_lost"))
+        await asyncio.sleep(0.1)
+
+    done, early = talk(answering(b"hello"), GET, Limits(answer_seconds=0.05), during)
+    assert "abort" not in done
+    assert early == {}
