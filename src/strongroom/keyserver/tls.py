@@ -7,80 +7,23 @@ clients that do not read; the protocol here adds the four, and sends an answer i
 from __future__ import annotations
 
 import asyncio
-import os
-import ssl
 from typing import Any, Final
 
 from uvicorn.config import Config as UvicornConfig
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from strongroom.errors import InvalidKey, os_errors
 from strongroom.format.encoding import dump_json
 from strongroom.keyserver.limits import MAX_HEAD, ConnectionCount, source_group
 from strongroom.keyserver.metrics import Metrics
-from strongroom.keyserver.settings import Limits, Tls
+from strongroom.keyserver.settings import Limits
+from strongroom.keyserver.tls_contexts import ClientCertificate, client_certificate
 
-__all__ = ["CLIENT_CERTIFICATE", "Certificates", "protocol_class"]
+__all__ = ["CLIENT_CERTIFICATE", "protocol_class"]
 
 CLIENT_CERTIFICATE: Final = "strongroom.client_certificate"
-"""In the scope of a request: the client's certificate, DER, verified by TLS; None where it sent none."""
+"""In the scope of a request: the client's :class:`.tls_contexts.ClientCertificate`; None where it sent none."""
 
 _CONTINUE: Final = b"HTTP/1.1 100 "
-
-
-class Certificates:
-    """The TLS context, and the files that it is made of.
-
-    A renewed certificate is used for new connections after :meth:`reload`. Client CAs are read once:
-    OpenSSL can add to them and not take away.
-    """
-
-    def __init__(self, tls: Tls) -> None:
-        self._tls = tls
-        self.context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        self.context.minimum_version = ssl.TLSVersion.TLSv1_3
-        # A resumed session would bring a client certificate that nobody has verified again.
-        self.context.num_tickets = 0
-        if tls.client_ca is not None:
-            with os_errors(tls.client_ca):
-                try:
-                    self.context.load_verify_locations(tls.client_ca)
-                except ssl.SSLError:
-                    raise InvalidKey(f"{tls.client_ca} holds no certificates in PEM.") from None
-            self.context.verify_mode = ssl.CERT_OPTIONAL
-        self._seen = self._stamp()
-        self._load(self.context)
-
-    def _load(self, context: ssl.SSLContext) -> None:
-        with os_errors(self._tls.certificate):
-            try:
-                context.load_cert_chain(self._tls.certificate, self._tls.key, password="")
-            except ssl.SSLError:
-                raise InvalidKey(
-                    f"{self._tls.certificate} and {self._tls.key} are not a certificate and its key."
-                ) from None
-
-    def _stamp(self) -> tuple[tuple[int, int, int], ...]:
-        found = []
-        for path in (self._tls.certificate, self._tls.key):
-            with os_errors(path):
-                found.append(os.stat(path))
-        return tuple((one.st_mtime_ns, one.st_ino, one.st_size) for one in found)
-
-    def changed(self) -> bool:
-        """The files are not those that were read last."""
-        return self._stamp() != self._seen
-
-    def reload(self) -> None:
-        """Read certificate and key again. Where they do not fit together, the old ones stay.
-
-        Raises:
-            InvalidKey, NotFound, UsageError: they cannot be used.
-        """
-        self._seen = self._stamp()
-        # First into a context that nobody uses: half a change must not reach a connection.
-        self._load(ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER))
-        self._load(self.context)
 
 
 def protocol_class(limits: Limits, metrics: Metrics) -> type[HttpToolsProtocol]:
@@ -141,7 +84,7 @@ class _Protocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
-        self._certificate: bytes | None = None
+        self._certificate: ClientCertificate | None = None
         self._counted: str | None = None
         self._head_size = 0
         self._in_head = True
@@ -158,8 +101,7 @@ class _Protocol(HttpToolsProtocol):
             transport.abort()
             return
         self._counted = source
-        tls = transport.get_extra_info("ssl_object")
-        self._certificate = tls.getpeercert(binary_form=True) if tls is not None else None
+        self._certificate = client_certificate(transport.get_extra_info("ssl_object"))
         self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
