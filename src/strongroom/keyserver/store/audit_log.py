@@ -11,24 +11,34 @@ from sqlalchemy import Connection, Row, insert, select
 
 from strongroom.errors import AuditBroken
 from strongroom.format.encoding import canonical_json
+from strongroom.keyserver.store.direct import Executes
 from strongroom.keyserver.store.tables import audit, micros, moment
 from strongroom.release.audit import GENESIS, Head, hash_of
 
-__all__ = ["AuditLog", "latest", "read_records", "record_at"]
+__all__ = ["LAST", "AuditLog", "Last", "last", "latest", "read_records", "record_at"]
 
 _PAGE: Final = 500
+
+Last = tuple[Head, datetime]
+
+LAST: Final = (
+    select(audit.c.sequence, audit.c.hash, audit.c.time).order_by(audit.c.sequence.desc()).limit(1)
+)
+_APPEND: Final = insert(audit)
 
 
 def _time_text(time: datetime) -> str:
     return time.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def latest(connection: Connection) -> tuple[Head, datetime]:
+def last(sequence: int | None = None, digest: str = "", time: int = 0) -> Last:
+    """From a row of :data:`LAST`; before the first record without one."""
+    return (GENESIS if sequence is None else Head(sequence, digest)), moment(time or 0)
+
+
+def latest(connection: Connection) -> Last:
     """The last record: where it is in the chain, and its time."""
-    row = connection.execute(
-        select(audit.c.sequence, audit.c.hash, audit.c.time).order_by(audit.c.sequence.desc()).limit(1)
-    ).first()
-    return (GENESIS, moment(0)) if row is None else (Head(row.sequence, row.hash), moment(row.time))
+    return last(*(connection.execute(LAST).first() or ()))
 
 
 class AuditLog:
@@ -39,12 +49,13 @@ class AuditLog:
         store: id of the store.
         test: it is one for tests; every record says so.
         now: time of the records, unless the last record is later.
+        last: record of that transaction.
     """
 
-    def __init__(self, connection: Connection, store: str, test: bool, now: datetime) -> None:
+    def __init__(self, connection: Executes, store: str, test: bool, now: datetime, last: Last) -> None:
         self._connection = connection
         self._fixed: dict[str, Any] = {"v": 1, "store": store} | ({"test": True} if test else {})
-        self.head, self.latest = latest(connection)
+        self.head, self.latest = last
         self._time = max(now, self.latest)
         self._rows: list[dict[str, Any]] = []
 
@@ -98,7 +109,7 @@ class AuditLog:
     def flush(self) -> None:
         """Write what was appended."""
         if self._rows:
-            self._connection.execute(insert(audit), self._rows)
+            self._connection.execute(_APPEND, self._rows)
             self._rows = []
 
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import secrets as random
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, Final, Self
+from typing import Any, Final, Generic, Self, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, insert, select, true
 from sqlalchemy.exc import IntegrityError
 
 from strongroom.crypto.secret import SecretBytes
@@ -29,8 +29,16 @@ from strongroom.format.encoding import canonical_json
 from strongroom.keyserver.kek import RootKek
 from strongroom.keyserver.store import tables
 from strongroom.keyserver.store.anchor import Anchor
-from strongroom.keyserver.store.audit_log import AuditLog, latest, read_records, record_at
+from strongroom.keyserver.store.audit_log import (
+    LAST,
+    AuditLog,
+    last,
+    latest,
+    read_records,
+    record_at,
+)
 from strongroom.keyserver.store.database import Database
+from strongroom.keyserver.store.direct import Executes
 from strongroom.keyserver.store.records import Actor
 from strongroom.keyserver.store.schema import migrate
 from strongroom.keyserver.store.state import sign_state, verify_state
@@ -46,8 +54,16 @@ _SECRET_SIZE: Final = 32
 _WRITERS: Final = ("operator", "owner")
 
 
+_LAST: Final = LAST.subquery()
+_BEGIN: Final = select(tables.store.c.kek, tables.store.c.revision, _LAST).select_from(
+    tables.store.outerjoin(_LAST, true())
+)
+
+C = TypeVar("C", bound=Executes)
+
+
 @dataclass(slots=True)
-class Transaction:
+class Transaction(Generic[C]):
     """A writing transaction.
 
     Attributes:
@@ -60,7 +76,7 @@ class Transaction:
         details: of that record.
     """
 
-    connection: Connection
+    connection: C
     log: AuditLog
     now: datetime
     revision: int
@@ -212,7 +228,7 @@ class Core:
         return self._clock()
 
     @contextmanager
-    def _change(self, actor: Actor) -> Iterator[Transaction]:
+    def _change(self, actor: Actor) -> Iterator[Transaction[Connection]]:
         """A transaction of an administrator, with its one audit record.
 
         Raises:
@@ -224,7 +240,7 @@ class Core:
         if actor.role not in _WRITERS:
             raise NotAuthorised(f"{actor.name} has the role {actor.role}, which changes nothing.")
         try:
-            with self._transaction() as transaction:
+            with self._transaction(self._database.writing()) as transaction:
                 # What somebody else has changed is not signed with the next change.
                 verify_state(transaction.connection, self._signing)
                 yield transaction
@@ -243,12 +259,13 @@ class Core:
             raise StorageError("The database refuses the change.") from None
 
     @contextmanager
-    def _transaction(self) -> Iterator[Transaction]:
+    def _transaction(self, writing: AbstractContextManager[C]) -> Iterator[Transaction[C]]:
         """A writing transaction; its records are the last thing that it writes."""
-        with self._database.writing() as connection:
-            revision = check_kek(connection, self._kek)
+        with writing as connection:
+            ((kek, revision, *record),) = connection.execute(_BEGIN)
+            _check_kek(kek, self._kek)
             now = self._clock()
-            log = AuditLog(connection, self.id, self.test, now)
+            log = AuditLog(connection, self.id, self.test, now, last(*record))
             transaction = Transaction(connection, log, now, revision)
             yield transaction
             log.flush()
@@ -256,7 +273,7 @@ class Core:
         if self._anchor is not None:
             self._anchor.advance(log.head)
 
-    def _check_clock(self, transaction: Transaction) -> None:
+    def _check_clock(self, transaction: Transaction[Any]) -> None:
         behind = transaction.log.latest - transaction.now
         if behind > CLOCK_TOLERANCE:
             raise Unavailable(
@@ -312,11 +329,15 @@ def check_kek(connection: Connection, kek: RootKek) -> int:
         Unavailable: it was moved to another one meanwhile.
     """
     row = connection.execute(select(tables.store.c.kek, tables.store.c.revision)).one()
-    if row.kek != kek.id:
+    _check_kek(row.kek, kek)
+    return int(row.revision)
+
+
+def _check_kek(found: str, kek: RootKek) -> None:
+    if found != kek.id:
         raise Unavailable(
             "The keys were moved to another root key.", hint="Start this server with that one."
         )
-    return int(row.revision)
 
 
 def secret_aad(store_id: str, test: bool, name: str) -> bytes:
@@ -343,7 +364,7 @@ def _fill(connection: Connection, store_id: str, kek: RootKek, now: datetime, te
             state_signature=b"",
         )
     )
-    log = AuditLog(connection, store_id, test, now)
+    log = AuditLog(connection, store_id, test, now, last())
     head = log.append("store.created", {"actor": _MAKER.to_json()}, {"kek": kek.id}, 1)
     log.flush()
     sign_state(connection, store_id, 1, head.sequence, signing)

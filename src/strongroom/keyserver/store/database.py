@@ -6,7 +6,7 @@ import os
 import sqlite3
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url, text
@@ -21,6 +21,7 @@ from sqlalchemy.exc import (
 )
 
 from strongroom.errors import MissingExtra, StorageError, UsageError, os_errors
+from strongroom.keyserver.store.direct import Direct
 
 __all__ = ["Database"]
 
@@ -122,6 +123,42 @@ class Database:
                 if not self.sqlite:
                     connection.execute(text(f"SELECT pg_advisory_xact_lock({_LOCK})"))
                 yield connection
+
+    @contextmanager
+    def direct(self) -> Iterator[Direct]:
+        """As :meth:`writing`, on the driver itself. On PostgreSQL nothing is waited for until rows are
+        read: who has read some is alone in the database.
+
+        Raises:
+            StorageError: as there.
+        """
+        self._check_open()
+        with self._mutex, _translated():
+            pooled = self.engine.raw_connection()
+            raw: Any = pooled.dbapi_connection
+            try:
+                if self.sqlite:
+                    raw.execute("BEGIN IMMEDIATE")
+                    yield Direct(raw, is_sqlite=True)
+                    raw.execute("COMMIT")
+                else:
+                    # Its own way to begin a transaction waits for the server.
+                    raw.autocommit = True
+                    with raw.pipeline():
+                        raw.execute("BEGIN")
+                        raw.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
+                        yield Direct(raw, is_sqlite=False)
+                        raw.execute("COMMIT")
+                    raw.autocommit = False
+            except BaseException as error:
+                driver = self.engine.dialect.loaded_dbapi
+                with suppress(driver.Error):
+                    raw.rollback()
+                pooled.invalidate()
+                if isinstance(error, driver.Error):
+                    raise DBAPIError.instance("", None, error, driver.Error) from None
+                raise
+            pooled.close()
 
     def forget_pages(self) -> None:
         """After a secret was erased: leave nothing of it in SQLite's log; nothing on PostgreSQL."""

@@ -10,10 +10,11 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final
 
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
 from strongroom.keyserver.store.core import CLOCK_TOLERANCE, Core, Transaction
+from strongroom.keyserver.store.direct import Direct
 from strongroom.keyserver.store.records import Grant, ReleaseOutcome, ReleaseWrite
 from strongroom.keyserver.store.tables import challenges, leases, micros, nodes
 from strongroom.keyserver.store.writer import Writer
@@ -84,7 +85,7 @@ class ReleaseBook(Core):
         self._writer.submit(EndWrite(tuple(ids))).result()
 
     def _commit(self, writes: Sequence[Any]) -> list[Any]:
-        with self._transaction() as transaction:
+        with self._transaction(self._database.direct()) as transaction:
             self._check_clock(transaction)
             outcomes: list[Any] = [None] * len(writes)
             releases = []
@@ -105,17 +106,24 @@ class ReleaseBook(Core):
         return outcomes
 
 
-# Statements are made once: making them takes longer than running them (1 ms of a transaction's 2).
-
-
-def _insert(dialect: str, table: Any) -> Any:
-    # The same words in both; SQLAlchemy has them per database.
-    return (sqlite if dialect == "sqlite" else postgresql).insert(table)
+# Statements are made once: making them takes longer than running them.
 
 
 @cache
-def _insert_leases(dialect: str) -> Any:
-    query = _insert(dialect, leases)
+def _insert(is_sqlite: bool, table: Any) -> Any:
+    # The same words in both; SQLAlchemy has them per database.
+    return (sqlite if is_sqlite else postgresql).insert(table)
+
+
+@cache
+def _use_challenges(is_sqlite: bool) -> Any:
+    query = _insert(is_sqlite, challenges)
+    return query.on_conflict_do_nothing().returning(challenges.c.challenge)
+
+
+@cache
+def _insert_leases(is_sqlite: bool) -> Any:
+    query = _insert(is_sqlite, leases)
     keyed = ("name", "version", "platform")
     others = {
         column.name: query.excluded[column.name] for column in leases.c if column.name not in keyed
@@ -124,8 +132,8 @@ def _insert_leases(dialect: str) -> Any:
 
 
 @cache
-def _insert_nodes(dialect: str) -> Any:
-    query = _insert(dialect, nodes)
+def _insert_nodes(is_sqlite: bool) -> Any:
+    query = _insert(is_sqlite, nodes)
     return query.on_conflict_do_update(
         index_elements=["platform"],
         set_={
@@ -135,7 +143,26 @@ def _insert_nodes(dialect: str) -> Any:
     )
 
 
-def _release(transaction: Transaction, writes: Sequence[ReleaseWrite]) -> list[ReleaseOutcome]:
+_LIVE: Final = leases.c.ended.is_(None) & (leases.c.not_after > bindparam("now"))
+_OF_KEY: Final = leases.c.name == bindparam("key")
+_COUNT_HOLDERS: Final = (
+    select(leases.c.name, func.count(leases.c.platform.distinct()))
+    .where(_OF_KEY, _LIVE)
+    .group_by(leases.c.name)
+)
+_HOLDS: Final = select(leases.c.name, leases.c.platform).where(
+    _OF_KEY, _LIVE, leases.c.platform == bindparam("holder")
+)
+_OF_ID: Final = leases.c.id == bindparam("lease")
+_FIND_LIVE: Final = select(leases.c.id, leases.c.platform).where(_OF_ID, _LIVE)
+_LENGTHEN: Final = update(leases).where(_OF_ID).values(not_after=bindparam("end"))
+_FIND_OPEN: Final = select(leases.c.id, leases.c.platform).where(_OF_ID, leases.c.ended.is_(None))
+_END: Final = update(leases).where(_OF_ID).values(ended="attest-again")
+_FORGET_CHALLENGES: Final = delete(challenges).where(challenges.c.expires < bindparam("before"))
+_FORGET_LEASES: Final = delete(leases).where(leases.c.not_after < bindparam("before"))
+
+
+def _release(transaction: Transaction[Direct], writes: Sequence[ReleaseWrite]) -> list[ReleaseOutcome]:
     now = transaction.now
     outcomes: list[ReleaseOutcome | None] = [None] * len(writes)
     first: dict[bytes, int] = {}
@@ -168,36 +195,35 @@ def _release(transaction: Transaction, writes: Sequence[ReleaseWrite]) -> list[R
     return [outcome for outcome in outcomes if outcome is not None]
 
 
-def _use(transaction: Transaction, wanted: Mapping[bytes, ReleaseWrite]) -> set[bytes]:
+def _use(transaction: Transaction[Direct], wanted: Mapping[bytes, ReleaseWrite]) -> set[bytes]:
     """Use challenges: those that nobody has used before."""
     if not wanted:
         return set()
-    query = select(challenges.c.challenge).where(challenges.c.challenge.in_(wanted))
-    used = {bytes(one) for one in transaction.connection.execute(query).scalars()}
     rows = [
         {"challenge": challenge, "expires": micros(write.challenge_expires)}
         for challenge, write in wanted.items()
-        if challenge not in used
     ]
-    if rows:
-        # Alone in the database here; and the primary key would refuse what should be impossible.
-        transaction.connection.execute(insert(challenges), rows)
-    return set(wanted) - used
+    connection = transaction.connection
+    return {bytes(one) for (one,) in connection.execute(_use_challenges(connection.is_sqlite), rows)}
 
 
-def _over_the_limit(transaction: Transaction, writes: Sequence[ReleaseWrite]) -> set[str]:
+def _over_the_limit(transaction: Transaction[Direct], writes: Sequence[ReleaseWrite]) -> set[str]:
     """Leases that would have more machines hold a key than its policy says."""
     names = {grant.name for write in writes for grant in write.grants if grant.max_holders is not None}
     if not names:
         return set()
     now = micros(transaction.now)
-    live = leases.c.name.in_(names) & leases.c.ended.is_(None) & (leases.c.not_after > now)
-    query = select(leases.c.name, func.count(leases.c.platform.distinct())).where(live)
-    counted = transaction.connection.execute(query.group_by(leases.c.name))
-    counts: dict[str, int] = dict(tuple(row) for row in counted)
-    asking = {write.platform for write in writes}
-    mine = select(leases.c.name, leases.c.platform).where(live, leases.c.platform.in_(asking))
-    holders = {(row.name, row.platform) for row in transaction.connection.execute(mine)}
+    execute = transaction.connection.execute
+    counts: dict[str, int] = dict(
+        execute(_COUNT_HOLDERS, [{"key": name, "now": now} for name in sorted(names)])
+    )
+    asking = {(one.name, write.platform) for write in writes for one in write.grants}
+    rows = [
+        {"key": name, "holder": platform, "now": now}
+        for name, platform in sorted(asking)
+        if name in names
+    ]
+    holders = set(execute(_HOLDS, rows))
     refused = set()
     for write in writes:
         for grant in write.grants:
@@ -227,7 +253,7 @@ def _details(audit: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, 
 
 
 def _write_leases(
-    transaction: Transaction, granted: Mapping[tuple[str, int, str], tuple[ReleaseWrite, Grant]]
+    transaction: Transaction[Direct], granted: Mapping[tuple[str, int, str], tuple[ReleaseWrite, Grant]]
 ) -> None:
     if not granted:
         return
@@ -247,35 +273,29 @@ def _write_leases(
         }
         for write, grant in granted.values()
     ]
-    transaction.connection.execute(_insert_leases(transaction.connection.dialect.name), rows)
+    transaction.connection.execute(_insert_leases(transaction.connection.is_sqlite), rows)
     _seen(transaction, {platform for _, _, platform in granted})
 
 
-def _seen(transaction: Transaction, platforms: set[str]) -> None:
+def _seen(transaction: Transaction[Direct], platforms: set[str]) -> None:
     now = micros(transaction.now)
     rows = [
         {"platform": one, "evicted": False, "first_seen": now, "last_seen": now}
         for one in sorted(platforms)
     ]
-    transaction.connection.execute(_insert_nodes(transaction.connection.dialect.name), rows)
+    transaction.connection.execute(_insert_nodes(transaction.connection.is_sqlite), rows)
 
 
-def _renew(transaction: Transaction, write: RenewWrite) -> bool:
+def _renew(transaction: Transaction[Direct], write: RenewWrite) -> bool:
     """Whether it was written: not where something has changed since it was decided."""
     if write.revision != transaction.revision:
         return False
     now = micros(transaction.now)
-    ids = list(write.leases)
-    query = select(leases.c.id, leases.c.platform).where(
-        leases.c.id.in_(ids), leases.c.ended.is_(None), leases.c.not_after > now
-    )
-    live = {row.id: row.platform for row in transaction.connection.execute(query)}
-    if set(live) != set(ids):
+    execute = transaction.connection.execute
+    live = dict(execute(_FIND_LIVE, [{"lease": id, "now": now} for id in write.leases]))
+    if set(live) != set(write.leases):
         return False
-    for id, not_after in write.leases.items():
-        transaction.connection.execute(
-            update(leases).where(leases.c.id == id).values(not_after=micros(not_after))
-        )
+    execute(_LENGTHEN, [{"lease": id, "end": micros(end)} for id, end in write.leases.items()])
     if live:
         _seen(transaction, set(live.values()))
     transaction.log.append(
@@ -284,21 +304,19 @@ def _renew(transaction: Transaction, write: RenewWrite) -> bool:
     return True
 
 
-def _end(transaction: Transaction, write: EndWrite) -> None:
-    where = leases.c.id.in_(write.leases) & leases.c.ended.is_(None)
-    query = select(leases.c.id, leases.c.platform).where(where)
-    found = transaction.connection.execute(query).all()
+def _end(transaction: Transaction[Direct], write: EndWrite) -> None:
+    execute = transaction.connection.execute
+    found = execute(_FIND_OPEN, [{"lease": id} for id in dict.fromkeys(write.leases)])
     if found:
-        transaction.connection.execute(update(leases).where(where).values(ended="attest-again"))
+        execute(_END, [{"lease": id} for id, _ in found])
         transaction.log.append(
             "lease.ended",
-            {"platforms": sorted({row.platform for row in found})},
-            {"leases": sorted(row.id for row in found)},
+            {"platforms": sorted({platform for _, platform in found})},
+            {"leases": sorted(id for id, _ in found)},
         )
 
 
-def _purge(transaction: Transaction) -> None:
-    connection = transaction.connection
-    now = transaction.now
-    connection.execute(delete(challenges).where(challenges.c.expires < micros(now - _KEEP_CHALLENGES)))
-    connection.execute(delete(leases).where(leases.c.not_after < micros(now - _KEEP_LEASES)))
+def _purge(transaction: Transaction[Direct]) -> None:
+    execute, now = transaction.connection.execute, transaction.now
+    execute(_FORGET_CHALLENGES, [{"before": micros(now - _KEEP_CHALLENGES)}])
+    execute(_FORGET_LEASES, [{"before": micros(now - _KEEP_LEASES)}])
