@@ -4,22 +4,16 @@ from dataclasses import fields
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from client_pki import Authority
 from cryptography import x509
-from cryptography.hazmat.primitives import hashes
-from cryptography.hazmat.primitives.asymmetric import ec
-from cryptography.hazmat.primitives.serialization import (
-    Encoding,
-    NoEncryption,
-    PrivateFormat,
-    load_pem_private_key,
-)
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from strongroom.attest.roots import Roots, production
 from strongroom.errors import EvidenceError, NotFound, UsageError
-from strongroom.keyserver.certificates import issue, new_ca
 from strongroom.keyserver.config import parse_config
 from strongroom.keyserver.identities import Identities
 from strongroom.keyserver.settings import Attestation, TokenIssuer
+from strongroom.keyserver.tls_contexts import ClientCertificate
 from strongroom.keyserver.trust import roots_of, test_root_files
 
 NOW = datetime.now(UTC)
@@ -77,60 +71,37 @@ def test_files_of_issuers_and_authorities_are_read(tmp_path):
             roots_of(missing)
 
 
-def identities(tmp_path, *authorities):
-    (tmp_path / "clients.pem").write_bytes(b"".join(authorities))
+def identities(tmp_path):
     document = {
         "server_id": "s",
-        "tls": {"certificate": "c", "key": "k", "client_ca": "clients.pem"},
+        "tls": {"certificate": "c", "key": "k"},
         "database": {"url": "sqlite:///x"},
         "kek": {"source": "file:x"},
     }
     return Identities.from_config(parse_config(document, tmp_path), None)
 
 
-def test_certificates_of_several_authorities_in_one_file(tmp_path):
-    one, two, other = (new_ca(name, NOW) for name in ("one", "two", "other"))
-    here = identities(tmp_path, b"# a comment\n", one[0], b"\n", two[0])
-    for ca, count in ((one, 1), (two, 1), (other, 0)):
-        certificate, _ = issue(*ca, "serving", [], NOW)
-        claims = here.of(der(certificate), None, NOW)
-        assert [one.values["subject"] for one in claims] == ["CN=serving"] * count
-    expired, _ = issue(*one, "serving", [], NOW - timedelta(days=9), days=8)
-    assert here.of(der(expired), None, NOW) == []
+def shown(certificate, root, intermediates=b""):
+    return ClientCertificate(der(certificate), intermediates, root.pem)
 
 
-def below(ca, name):
-    """A CA under a CA."""
-    key = ec.generate_private_key(ec.SECP256R1())
-    certificate = (
-        x509.CertificateBuilder()
-        .subject_name(x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, name)]))
-        .issuer_name(x509.load_pem_x509_certificate(ca[0]).subject)
-        .public_key(key.public_key())
-        .serial_number(x509.random_serial_number())
-        .not_valid_before(NOW - timedelta(hours=1))
-        .not_valid_after(NOW + timedelta(days=30))
-        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
-        .add_extension(
-            x509.KeyUsage(False, False, False, False, False, True, True, False, False), critical=True
-        )
-        .sign(load_pem_private_key(ca[1], None), hashes.SHA256())
-    )
-    secret = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
-    return certificate.public_bytes(Encoding.PEM), secret
+def test_a_certificate_is_verified_again(tmp_path):
+    """A connection may be older than the end of a certificate, and TLS takes more."""
+    root, other, here = Authority("root"), Authority("root"), identities(tmp_path)
+    certificate = root.client("serving")
+    (claims,) = here.of(shown(certificate, root), None, NOW)
+    assert claims.values["subject"] == "CN=serving"
+    assert here.of(shown(certificate, root), None, NOW + timedelta(days=398)) == []
+    assert here.of(shown(certificate, other), None, NOW) == []
 
 
-def test_an_intermediate_authority_is_believed_where_the_file_has_it(tmp_path):
-    root = new_ca("root", NOW)
-    middle = below(root, "middle")
-    certificate, _ = issue(*middle, "serving", [], NOW)
-    assert identities(tmp_path, root[0]).of(der(certificate), None, NOW) == []
-    assert len(identities(tmp_path, root[0], middle[0]).of(der(certificate), None, NOW)) == 1
-
-
-def test_a_file_without_certificates_believes_nobody(tmp_path):
-    certificate, _ = issue(*new_ca("one", NOW), "serving", [], NOW)
-    assert identities(tmp_path, b"nothing here").of(der(certificate), None, NOW) == []
+def test_intermediates_come_with_the_certificate(tmp_path):
+    root, here = Authority("root"), identities(tmp_path)
+    middle = Authority("middle", root)
+    certificate = middle.client("serving")
+    assert here.of(shown(certificate, root), None, NOW) == []
+    (claims,) = here.of(shown(certificate, root, middle.pem), None, NOW)
+    assert claims.values["issuer"] == "CN=middle"
 
 
 def test_a_server_without_issuers_takes_no_token(tmp_path):

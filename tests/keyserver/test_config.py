@@ -118,6 +118,10 @@ def test_no_database_is_refused():
             {"auth": {"mtls": [{"name": "a", "role": "owner", "subject": "CN=a"}]}},
             "tls.client_ca is missing",
         ),
+        (
+            {"tls": {"certificate": "c", "key": "k", "client_crl": "l"}},
+            "tls.client_ca is missing",
+        ),
     ],
 )
 def test_what_is_wrong_is_refused_by_its_path(changes, path):

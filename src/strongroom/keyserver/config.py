@@ -177,6 +177,8 @@ def _check(config: Config) -> None:
             raise _wrong(path, "has an empty name or subject")
         if who.sha256 is not None and (len(who.sha256) != 64 or not _is_hex(who.sha256)):
             raise _wrong(f"{path}.sha256", "is not 64 hexadecimal digits")
+    if config.tls.client_crl is not None and config.tls.client_ca is None:
+        raise _wrong("tls.client_ca", "is missing, and there are revocation lists of it")
     if config.auth.mtls and config.tls.client_ca is None:
         raise _wrong("tls.client_ca", "is missing, and auth.mtls names client certificates")
 

@@ -15,6 +15,7 @@ from strongroom.attest.evidence import Claims
 from strongroom.attest.roots import Issuer
 from strongroom.errors import EvidenceError, os_errors
 from strongroom.keyserver.settings import Config
+from strongroom.keyserver.tls_contexts import ClientCertificate
 
 __all__ = ["Identities"]
 
@@ -25,7 +26,6 @@ class Identities:
     """Verifies what connections bring along.
 
     Args:
-        authorities: of client certificates, PEM each.
         issuers: of tokens, by kind.
         audience: of tokens: the id of the server.
         endorsements: where key sets come from that are in no file.
@@ -33,12 +33,10 @@ class Identities:
 
     def __init__(
         self,
-        authorities: Sequence[bytes],
         issuers: Mapping[str, Sequence[Issuer]],
         audience: str,
         endorsements: EndorsementSource | None = None,
     ) -> None:
-        self._authorities = authorities
         self._issuers = issuers
         self._audience = audience
         self._endorsements = endorsements
@@ -50,10 +48,6 @@ class Identities:
         Raises:
             NotFound, UsageError: a file cannot be read.
         """
-        authorities = []
-        if config.tls.client_ca is not None:
-            with os_errors(config.tls.client_ca):
-                authorities = _split_pem(config.tls.client_ca.read_bytes())
         issuers: dict[str, list[Issuer]] = {}
         for one in config.auth.issuers:
             jwks = None
@@ -63,16 +57,18 @@ class Identities:
             issuers.setdefault(one.kind, []).append(
                 Issuer(one.issuer, config.server_id, jwks, algorithms=tuple(one.algorithms))
             )
-        return cls(authorities, issuers, config.server_id, endorsements)
+        return cls(issuers, config.server_id, endorsements)
 
-    def of(self, certificate: bytes | None, token: str | None, now: datetime) -> list[Claims]:
+    def of(
+        self, certificate: ClientCertificate | None, token: str | None, now: datetime
+    ) -> list[Claims]:
         """The identities of one request.
 
         A certificate that says nothing to us is passed over, since TLS asks for one whatever it is
         for; a token was given for this, and must be good.
 
         Args:
-            certificate: DER; None where there is none.
+            certificate: as TLS has verified it; None where there is none.
             token: as it stands after ``Bearer``; None where there is none.
             now: with a time zone.
 
@@ -81,15 +77,23 @@ class Identities:
             Unavailable: its issuer's keys could not be fetched.
         """
         found = []
-        if certificate is not None and self._authorities:
+        if certificate is not None:
             found += self._of_certificate(certificate, now)
         if token is not None:
             found.append(self._of_token(token, now))
         return found
 
-    def _of_certificate(self, certificate: bytes, now: datetime) -> list[Claims]:
+    def _of_certificate(self, certificate: ClientCertificate, now: datetime) -> list[Claims]:
+        # Verified again: the connection may be older than the end of a certificate, and TLS takes more.
         try:
-            return [attested.mtls(certificate, self._authorities, now)]
+            return [
+                attested.mtls(
+                    certificate.leaf,
+                    [certificate.root],
+                    now,
+                    intermediates=certificate.intermediates,
+                )
+            ]
         except EvidenceError:
             return []
 
@@ -103,8 +107,3 @@ class Identities:
             except EvidenceError as error:
                 refusal = error
         raise refusal or EvidenceError("This server takes no tokens for releases.")
-
-
-def _split_pem(content: bytes) -> list[bytes]:
-    end = b"-----END CERTIFICATE-----"
-    return [part[part.index(b"-----BEGIN") :] + end + b"\n" for part in content.split(end)[:-1]]

@@ -50,11 +50,13 @@ class Tls:
         certificate: PEM, with the chain.
         key: PEM, readable by the server alone.
         client_ca: PEM of those who sign client certificates; none are asked for without it.
+        client_crl: PEM of the revocation lists of all of them; without it none is revoked.
     """
 
     certificate: Path
     key: Path
     client_ca: Path | None = None
+    client_crl: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
