@@ -231,6 +231,8 @@ def test_each_request_says_who_asks():
     admin.policies()
     admin.evict("ppid:00", "stolen")
     admin.admit("ppid:00")
+    with pytest.raises(UntrustedAnswer, match="no credential"):
+        admin.enrol_tpm({}, bytes)
     admin.rotate(KeyName("a"))
     admin.set_state(KeyName("a", 1), "revoked", "why")
     admin.put_policy(POLICY)
@@ -260,3 +262,46 @@ def test_records_of_any_shape_are_shown_on_lines_of_their_own():
             assert lines[0].startswith("1  ")
     long = list(record_lines({"sequence": 1, "details": {"policy": {"any": ["11" * 48] * 9}}}))
     assert len(long[0]) < 200
+
+
+ENROLLED = {"platform": "ak:00", "ak_name": "000b", "ek": "11"}
+ENROL = "nodes/enrol-tpm"
+
+
+def enrolling(begin: Any, finish: Any) -> Server:
+    server = Server()
+    server.answers = {f"{ENROL}/begin": begin, f"{ENROL}/finish": finish}
+    return server
+
+
+def test_a_tpm_is_asked_what_the_server_asks() -> None:
+    server = enrolling({"credential": b64url(b"open me"), "enrolment": "e30"}, ENROLLED)
+    opened = []
+
+    def activate(credential: bytes) -> bytes:
+        opened.append(credential)
+        return b"secret"
+
+    assert client(server).enrol_tpm({"kind": "tpm", "data": "AA"}, activate) == ENROLLED
+    assert opened == [b"open me"]
+    assert [body for _, _, body, _ in server.asked] == [
+        {"evidence": {"kind": "tpm", "data": "AA"}},
+        {"enrolment": "e30", "answer": b64url(b"secret")},
+    ]
+
+
+@pytest.mark.parametrize("credential", [None, 7, "no base64!"])
+def test_no_tpm_is_asked_where_there_is_no_question(credential) -> None:
+    def activate(credential: bytes) -> bytes:
+        raise AssertionError
+
+    with pytest.raises(UntrustedAnswer, match="no credential"):
+        client(enrolling({"credential": credential}, ENROLLED)).enrol_tpm({}, activate)
+
+
+@pytest.mark.parametrize("name", sorted(ENROLLED))
+def test_what_was_enrolled_must_be_said(name) -> None:
+    said = {**ENROLLED, name: None}
+    server = enrolling({"credential": "AA", "enrolment": "e30"}, said)
+    with pytest.raises(UntrustedAnswer, match="does not say"):
+        client(server).enrol_tpm({}, bytes)

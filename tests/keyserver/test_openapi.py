@@ -16,7 +16,7 @@ EXAMPLES = os.environ.get("STRONGROOM_SCHEMATHESIS_EXAMPLES", "10")
 # which is an integer to JSON Schema, is none here.
 CONFIG = """
 [[operations]]
-include-path-regex = "^/v1/(keys|policies|policies/approve|tokens|release|keys/state|keys/rotate)$"
+include-path-regex = "^/v1/(keys|policies|policies/approve|tokens|release|keys/state|keys/rotate|nodes/enrol-tpm/(begin|finish))$"
 [operations.checks.positive_data_acceptance]
 expected-statuses = [200, 201, 400, 401, 403, 404, 409]
 """

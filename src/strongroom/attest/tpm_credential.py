@@ -31,9 +31,11 @@ from strongroom.attest.tpm_keys import AttestationKey, Public, fingerprint, hash
 from strongroom.attest.verify import Context
 from strongroom.errors import MalformedEvidence, MissingEndorsement, NotAuthentic
 
-__all__ = ["Enrolment", "enrol", "make_credential"]
+__all__ = ["SECRET_SIZE", "Enrolment", "Vouched", "enrol", "make_credential", "vouched"]
 
-_SECRET_SIZE: Final = 32
+SECRET_SIZE: Final = 32
+"""Bytes of the secret in a credential: what the hash of every endorsement key's name has room for."""
+
 _PROFILES: Final = {
     "rsa2048": ("sha256", 128),
     "rsa3072": ("sha384", 256),
@@ -44,6 +46,27 @@ _PROFILES: Final = {
 """Endorsement key → hash of its name, bits of its AES-CFB."""
 
 Random = Callable[[int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Vouched:
+    """An attestation key, and the TPM with a certificate that it is said to lie in; not proved yet.
+
+    Attributes:
+        platform: what to list in policies afterwards, ``ak:…``.
+        ak_name: the TPM's name of the key, hexadecimal.
+        ek: SHA-256 of the endorsement key's SubjectPublicKeyInfo: the TPM itself, for records.
+    """
+
+    platform: str
+    ak_name: str
+    ek: str
+    _ak: Public = field(repr=False)
+    _ek: AttestationKey = field(repr=False)
+
+    def credential(self, secret: bytes, *, random: Random = os.urandom) -> bytes:
+        """The secret as only this TPM with this key can open it: see :func:`make_credential`."""
+        return make_credential(self._ek, self._ak, secret, random=random)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +103,25 @@ def enrol(evidence: Evidence, context: Context, *, random: Random = os.urandom) 
     """Ask whether the attestation key of ``evidence`` lies in the TPM that its EK certificate is of.
 
     Args:
+        evidence, context: as for :func:`vouched`.
+        random: a source of so many random bytes.
+
+    Raises:
+        EvidenceError: as :func:`vouched`.
+    """
+    found = vouched(evidence, context)
+    secret = random(SECRET_SIZE)
+    credential = found.credential(secret, random=random)
+    return Enrolment(found.platform, found.ak_name, found.ek, credential, secret)
+
+
+def vouched(evidence: Evidence, context: Context) -> Vouched:
+    """The keys of ``evidence``, once the certificate of its endorsement key leads to a root.
+
+    Args:
         evidence: of a TPM, with its EK's certificate; the quote in it need not be fresh. Endorsements
             are the certificates above the EK's.
         context: whose ``roots.tpm`` the certificate must lead to.
-        random: a source of so many random bytes.
 
     Raises:
         MalformedEvidence: it is no such evidence, or its keys are of a kind that is not known here.
@@ -108,14 +146,8 @@ def enrol(evidence: Evidence, context: Context, *, random: Random = os.urandom) 
     key = certificate.public_key()
     if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
         raise MalformedEvidence("The endorsement key is of neither RSA nor ECC.")
-    secret = random(_SECRET_SIZE)
-    return Enrolment(
-        f"ak:{fingerprint(parts.key)}",
-        parts.public.name.hex(),
-        fingerprint(key),
-        make_credential(key, parts.public, secret, random=random),
-        secret,
-    )
+    platform = f"ak:{fingerprint(parts.key)}"
+    return Vouched(platform, parts.public.name.hex(), fingerprint(key), parts.public, key)
 
 
 def make_credential(

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from strongroom.errors import StrongroomError
 from strongroom.keyserver.errors_http import HttpError, error_answer, status_and_code
 from strongroom.keyserver.logs import describe, log
-from strongroom.keyserver.routes import audit, health, keys, nodes, policies, public, tokens
+from strongroom.keyserver.routes import audit, enrolment, health, keys, nodes, policies, public, tokens
 from strongroom.keyserver.services import Services
 from strongroom.keyserver.version import VERSION
 
@@ -27,7 +27,7 @@ Keeps model keys, and releases them to machines that have proved what they are.
 Every failure has the same form, `{"error": {"code", "message", "hint"}}`. Bytes are base64url without
 padding; moments are RFC 3339. Answers that a client relies on are signed by the key of the server.
 """
-_MODULES: Final = (public, keys, policies, audit, nodes, tokens, health)
+_MODULES: Final = (public, keys, policies, audit, nodes, enrolment, tokens, health)
 _EARLY: Final = frozenset({408, 413, 429})
 
 

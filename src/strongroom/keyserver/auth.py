@@ -7,7 +7,7 @@ names. A token that is given and not good is never made up for by a certificate.
 role     may
 ======== ====================================================================
 owner    everything
-operator read; add, rotate and revoke keys; evict machines; hand in approvals
+operator read; add, rotate and revoke keys; enrol and evict machines; hand in approvals
 auditor  read, and nothing else
 ======== ====================================================================
 """

@@ -255,6 +255,36 @@ class AdmitBody(_Message):
     platform: Platform
 
 
+class BeginEnrolmentBody(_Message):
+    """A TPM's evidence, with the certificate of its endorsement key."""
+
+    evidence: EvidenceBody
+
+
+class EnrolmentQuestion(_Message):
+    """What the machine is asked; `enrolment` is brought back with the answer."""
+
+    platform: str
+    enrolment: str
+    credential: str
+    expires: Moment
+
+
+class FinishEnrolmentBody(_Message):
+    """What the TPM has got out of the credential."""
+
+    enrolment: str = Field(min_length=1, max_length=2000, pattern=r"^[A-Za-z0-9_-]+$")
+    answer: Bytes32
+
+
+class EnrolledTpm(_Message):
+    """An attestation key that lies in a TPM whose maker vouches for it."""
+
+    platform: str = Field(examples=["ak:" + "5e" * 32])
+    ak_name: str
+    ek: str
+
+
 class TokenBody(_Message):
     """A token to be made."""
 

@@ -8,6 +8,7 @@ from datetime import datetime
 
 from fastapi import Request
 
+from strongroom.keyserver.enrolment import Enrolments
 from strongroom.keyserver.identities import Identities
 from strongroom.keyserver.metrics import Metrics
 from strongroom.keyserver.release import ReleaseService
@@ -27,6 +28,7 @@ class Services:
         release: challenges, releases, renewals.
         metrics: numbers.
         identities: of machines, besides their evidence.
+        enrolments: of TPMs.
         clock: gives the time, with a time zone.
         draining: it is about to stop; load balancers shall look elsewhere.
     """
@@ -36,6 +38,7 @@ class Services:
     release: ReleaseService
     metrics: Metrics
     identities: Identities
+    enrolments: Enrolments
     clock: Callable[[], datetime]
     draining: bool = False
 

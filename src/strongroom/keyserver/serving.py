@@ -18,6 +18,7 @@ from strongroom.attest.sources import endorsement_source
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import StrongroomError
 from strongroom.keyserver.app import make_app
+from strongroom.keyserver.enrolment import Enrolments
 from strongroom.keyserver.guard import Guard
 from strongroom.keyserver.identities import Identities
 from strongroom.keyserver.logs import describe, log
@@ -146,8 +147,9 @@ def serve(config: Config, passphrase: SecretBytes | None, sockets: Sequence[sock
     sys.setswitchinterval(_SWITCH_SECONDS)
     certificates = Certificates(config.tls, now)
     metrics = Metrics()
+    roots = roots_of(config.attestation)
     pool = VerificationPool(
-        roots_of(config.attestation),
+        roots,
         config.attestation.endorsements,
         workers=config.verification.workers,
         timeout=config.verification.timeout_seconds,
@@ -164,7 +166,8 @@ def serve(config: Config, passphrase: SecretBytes | None, sockets: Sequence[sock
         allow_test_roots=config.test,
         metrics=metrics,
     )
-    here = Services(config, store, release, metrics, identities, now)
+    enrolments = Enrolments(store.secret("challenge"), config.server_id, roots)
+    here = Services(config, store, release, metrics, identities, enrolments, now)
     settings = uvicorn.Config(
         Guard(make_app(here), config.limits, metrics),
         loop="uvloop",

@@ -6,7 +6,7 @@ with the name, version and bundle that it is for. Nothing here ever gets one bac
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from datetime import datetime
 from typing import Any, Final, Protocol
 from urllib.parse import quote, urlencode
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from strongroom.crypto.hpke import KEMS
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import AuditBroken, InvalidKey, NotFound, UntrustedAnswer
-from strongroom.format.encoding import b64url, canonical_json, parse_json
+from strongroom.format.encoding import b64url, canonical_json, parse_json, unb64url_text
 from strongroom.release.answer import verify_signed
 from strongroom.release.approvals import policy_statement
 from strongroom.release.audit import Head
@@ -27,6 +27,7 @@ from strongroom.release.policy import Policy
 __all__ = ["AdminClient", "Pinned", "Requests", "audit_head_of", "records_of", "registration_info"]
 
 _REGISTER: Final = b"strongroom/v1/register\x00"
+_ENROL: Final = "/v1/nodes/enrol-tpm"
 _PAGE: Final = 1000
 """Audit records in one answer: the most that a server gives."""
 
@@ -243,6 +244,35 @@ class AdminClient:
     def admit(self, platform: str) -> None:
         """Undo :meth:`evict`."""
         self._ask("POST", "/v1/nodes/admit", {"platform": platform})
+
+    def enrol_tpm(
+        self, evidence: Mapping[str, Any], activate: Callable[[bytes], bytes]
+    ) -> dict[str, Any]:
+        """Prove to the server that an attestation key lies in a TPM whose maker vouches for it.
+
+        Args:
+            evidence: of the TPM, with the certificate of its endorsement key.
+            activate: has the TPM open a credential; 32 bytes come out.
+
+        Returns:
+            ``platform``, as policies list it, ``ak_name`` and ``ek``.
+
+        Raises:
+            EvidenceError: the certificate leads to no CA that the server believes, the key is no
+                attestation key, or the TPM does not hold it.
+            UntrustedAnswer: the server asks or says something else.
+            StrongroomError: as ``activate``.
+        """
+        asked = self._ask("POST", f"{_ENROL}/begin", {"evidence": dict(evidence)})
+        try:
+            credential = unb64url_text(asked.get("credential"))
+        except ValueError:
+            raise UntrustedAnswer("The key server's answer has no credential for the TPM.") from None
+        answer = {"enrolment": asked.get("enrolment"), "answer": b64url(activate(credential))}
+        made = self._ask("POST", f"{_ENROL}/finish", answer)
+        if not all(isinstance(made.get(name), str) for name in ("platform", "ak_name", "ek")):
+            raise UntrustedAnswer("The key server does not say what it has enrolled.")
+        return made
 
     def add_token(self, name: str, role: str, expires: datetime | None) -> dict[str, Any]:
         """A new token, told once: id and token."""

@@ -31,7 +31,7 @@ def _node(record: NodeRecord) -> Node:
 
 @router.get("", responses=responses(401, 403))
 async def show(request: Request, actor: Auditor) -> Nodes:
-    """Machines to which keys were released, and those that were evicted."""
+    """Machines to which keys were released, and those that were enrolled or evicted."""
     here = services(request)
     return Nodes(nodes=[_node(one) for one in await run_sync(here.store.nodes)])
 

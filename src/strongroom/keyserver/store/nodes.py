@@ -18,7 +18,7 @@ class NodeRegister(Core):
     """The part of the store that is about machines."""
 
     def nodes(self) -> list[NodeRecord]:
-        """Machines that keys were released to, and those that were evicted, by name.
+        """Machines that keys were released to, and those that were enrolled or evicted, by name.
 
         Raises:
             StorageError: the database does not answer.
@@ -74,6 +74,29 @@ class NodeRegister(Core):
             transaction.note(
                 "node.evicted", platform=platform, reason=reason, leases_ended=ended.rowcount
             )
+
+    def enrol(self, platform: str, actor: Actor, *, ak_name: str, ek: str) -> None:
+        """Put on record that an attestation key was proved to lie in a certified TPM.
+
+        It changes no decision: whether the machine gets a key is for the policies that list it.
+
+        Args:
+            platform: ``ak:…``.
+            actor: who has seen to it.
+            ak_name: the TPM's name of the key, hexadecimal.
+            ek: SHA-256 of the endorsement key, hexadecimal.
+
+        Raises:
+            NotAuthorised: the actor may only read.
+            StorageError: the database does not answer.
+        """
+        with self._change(actor) as transaction:
+            transaction.changed = False
+            known = select(nodes.c.platform).where(nodes.c.platform == platform)
+            if transaction.connection.execute(known).first() is None:
+                row = insert(nodes).values(platform=platform, evicted=False)
+                transaction.connection.execute(row)
+            transaction.note("node.enrolled", platform=platform, ak_name=ak_name, ek=ek)
 
     def admit(self, platform: str, actor: Actor) -> None:
         """Undo an eviction: the machine may ask again. Leases that ended stay so.
