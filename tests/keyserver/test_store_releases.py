@@ -25,6 +25,9 @@ from stores import (
 from strongroom.errors import NotFound, Unavailable, UsageError
 from strongroom.keyserver.store.releases import EndWrite, RenewWrite
 
+# SHA-256 of "L", the first half.
+ON_RECORD = "72dfcfb0c470ac255cde83fb8fe38de8"
+
 
 @pytest.fixture
 def ready(store):
@@ -46,9 +49,21 @@ def test_a_release_is_on_record_when_it_is_acknowledged(ready):
     assert not outcome.stale and not outcome.challenge_used and outcome.refused == {}
     (record,) = records(ready)
     assert record["platform"] == "tdx:01"
-    assert record["details"]["keys"] == [{"name": "m/x", "code": "released", "lease": "L"}]
+    assert record["details"]["keys"] == [{"name": "m/x", "code": "released", "lease": ON_RECORD}]
     (node,) = ready.nodes()
     assert (node.platform, node.leases, node.evicted, node.last_seen) == ("tdx:01", 1, False, START)
+
+
+def test_no_record_tells_the_id_of_a_lease(ready):
+    """Whoever knows it can renew the lease and end it, and records are for people who only read."""
+    id = "a-lease-that-is-its-holders"
+    release(ready, grant(ready, lease=id))
+    assert codes(ready, id) == [""]
+    ready.end_leases([id])
+    assert codes(ready, id) == ["attest-again"]
+    events = [one["event"] for one in ready.audit(limit=1000)]
+    assert events[-3:] == ["release", "lease.renewed", "lease.ended"]
+    assert id not in str(list(ready.audit(limit=1000)))
 
 
 def test_a_challenge_is_used_once_also_where_all_is_refused(ready):
@@ -214,7 +229,7 @@ def test_a_renewal_lasts_from_now_on(ready, clock):
     assert codes(ready, "L") == [""]
     (first, second) = records(ready, "lease.renewed")
     assert first["details"]["leases"] == [
-        {"lease": "L", "key": "m/x@1", "code": "renewed", "policy": "p", "policy_version": 1}
+        {"lease": ON_RECORD, "key": "m/x@1", "code": "renewed", "policy": "p", "policy_version": 1}
     ]
     assert second["platforms"] == ["mtls:00"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -21,6 +22,7 @@ __all__ = [
     "ReleaseWrite",
     "Snapshot",
     "TokenRecord",
+    "lease_on_record",
 ]
 
 ROLES: Final = ("auditor", "operator", "owner")
@@ -209,3 +211,8 @@ class ReleaseOutcome:
     stale: bool = False
     challenge_used: bool = False
     refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def lease_on_record(id: str) -> str:
+    """What audit records call a lease: who knows its id can renew it and give it back, and auditors only read."""
+    return hashlib.sha256(id.encode()).hexdigest()[:32]

@@ -15,7 +15,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from strongroom.keyserver.store.core import CLOCK_TOLERANCE, Core, Transaction
 from strongroom.keyserver.store.direct import Direct
-from strongroom.keyserver.store.records import Grant, ReleaseOutcome, ReleaseWrite
+from strongroom.keyserver.store.records import Grant, ReleaseOutcome, ReleaseWrite, lease_on_record
 from strongroom.keyserver.store.tables import challenges, leases, micros, nodes
 from strongroom.keyserver.store.writer import Writer
 
@@ -241,12 +241,12 @@ def _over_the_limit(transaction: Transaction[Direct], writes: Sequence[ReleaseWr
 def _details(audit: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, Any]:
     """The details of a record, as they are after all."""
     details = dict(audit)
-    if refused and isinstance(details.get("keys"), Sequence):
+    if isinstance(details.get("keys"), Sequence):
         details["keys"] = [
             {name: value for name, value in one.items() if name not in ("lease", "released")}
             | {"code": refused[one["lease"]]}
             if one.get("lease") in refused
-            else one
+            else one | ({"lease": lease_on_record(one["lease"])} if "lease" in one else {})
             for one in details["keys"]
         ]
     return details
@@ -312,7 +312,7 @@ def _end(transaction: Transaction[Direct], write: EndWrite) -> None:
         transaction.log.append(
             "lease.ended",
             {"platforms": sorted({platform for _, platform in found})},
-            {"leases": sorted(id for id, _ in found)},
+            {"leases": sorted(lease_on_record(id) for id, _ in found)},
         )
 
 

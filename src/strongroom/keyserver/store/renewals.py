@@ -12,7 +12,7 @@ from sqlalchemy import Row, select
 
 from strongroom.errors import EvidenceError, NotFound, Unavailable
 from strongroom.keyserver.store.keys import KeyRegister
-from strongroom.keyserver.store.records import Snapshot
+from strongroom.keyserver.store.records import Snapshot, lease_on_record
 from strongroom.keyserver.store.releases import ReleaseBook, RenewWrite
 from strongroom.keyserver.store.tables import leases, micros, moment
 from strongroom.release.approvals import policy_for
@@ -115,7 +115,8 @@ class Renewals(KeyRegister, ReleaseBook):
             claims = map(claims_from_json, json.loads(row.claims))
             not_after = lease_end(policy, claims, now)
             code = "" if not_after > now else "attest-again"
-        details: dict[str, Any] = {"lease": id, "key": str(key), "code": code or "renewed"}
+        name = lease_on_record(id)
+        details: dict[str, Any] = {"lease": name, "key": str(key), "code": code or "renewed"}
         if policy is not None:
             details |= {"policy": policy.id, "policy_version": policy.version}
         if decision is not None and not decision.allowed:
