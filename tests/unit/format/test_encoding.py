@@ -1,4 +1,5 @@
 import base64
+import json
 import string
 
 import pytest
@@ -6,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strongroom.errors import Malformed
-from strongroom.format.encoding import b64url, dump_json, load_json, unb64url
+from strongroom.format.encoding import b64url, canonical_json, dump_json, load_json, unb64url
 
 ALPHABET = string.ascii_letters + string.digits + "-_"
 
@@ -130,3 +131,76 @@ def test_dump_refuses_what_load_refuses():
 def test_urlsafe_alphabet_is_the_standard_librarys():
     data = bytes(range(256))
     assert b64url(data) == base64.urlsafe_b64encode(data).decode().rstrip("=")
+
+
+NAMES = st.text(string.printable)
+CANONICAL = st.recursive(
+    st.none() | st.booleans() | st.integers(1 - 2**53, 2**53 - 1) | st.text(),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.lists(inner, max_size=4).map(tuple)
+        | st.dictionaries(NAMES, inner, max_size=4)
+    ),
+    max_leaves=20,
+)
+
+
+@given(CANONICAL)
+def test_a_canonical_form_is_read_back_and_is_the_same_again(value):
+    content = canonical_json(value)
+    back = json.loads(content)
+    assert back == json.loads(json.dumps(value))
+    assert canonical_json(back) == content
+
+
+class Text(str):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("value", "content"),
+    [
+        (
+            {"b": 1, "a": [None, True, "\u00e9\u2028\U0001f511\n"]},
+            '{"a":[null,true,"\u00e9\u2028\U0001f511\\n"],"b":1}',
+        ),
+        ({"a": {"_": {}, "Z": [], "1": ()}}, '{"a":{"1":[],"Z":[],"_":{}}}'),
+        ({Text("b"): Text("x"), "a": -(2**53) + 1}, '{"a":-9007199254740991,"b":"x"}'),
+    ],
+    ids=["order", "nested", "subclasses"],
+)
+def test_canonical_forms(value, content):
+    assert canonical_json(value) == content.encode()
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (1.0, "has a float"),
+        (b"x", "has a bytes"),
+        ({1, 2}, "has a set"),
+        (object(), "has a object"),
+        (2**53, "has a number"),
+        (-(2**53), "has a number"),
+        ({"\u00e9": 1}, "name that is not ASCII"),
+        ({1: 1}, "name that is not ASCII"),
+        ({None: 1}, "name that is not ASCII"),
+        ({b"a": 1}, "name that is not ASCII"),
+        ({"a": 1, True: 1}, "name that is not ASCII"),
+    ],
+    ids=[
+        *("float", "bytes", "set", "object", "great", "small"),
+        *("accent", "number", "none", "name of bytes", "mixed"),
+    ],
+)
+@pytest.mark.parametrize("depth", [0, 1, 2])
+def test_what_has_no_canonical_form_is_refused_however_deep(value, problem, depth):
+    for _ in range(depth):
+        value = {"x": [value]}
+    with pytest.raises(ValueError, match=problem):
+        canonical_json(value)
+
+
+def test_a_lone_surrogate_has_no_canonical_form():
+    with pytest.raises(ValueError, match="surrogates not allowed"):
+        canonical_json({"x": "\ud800"})
