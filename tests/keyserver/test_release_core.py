@@ -358,6 +358,24 @@ def test_a_challenge_used_many_times_at_once(place):
     assert all(one.code == "challenge" for one in found if not isinstance(one, dict))
 
 
+def test_releases_wait_for_one_whose_evidence_is_being_verified(place, monkeypatch):
+    coming = []
+
+    async def use(service):
+        verify = service._pool.verify
+
+        async def watched(*arguments):
+            coming.append(place.store._writer._coming)
+            return await verify(*arguments)
+
+        monkeypatch.setattr(service._pool, "verify", watched)
+        attester, challenge = Attester(), service.challenge()
+        await service.release(attester.attest(challenge), (), "x")
+
+    place.run(use)
+    assert (coming, place.store._writer._coming) == ([1], 0)
+
+
 def test_a_policy_that_changes_while_it_is_decided(place, monkeypatch):
     """Between the decision and the commit the owner asks for another machine: that counts."""
     commit, changed = place.store.commit_release, []

@@ -123,7 +123,8 @@ class ReleaseService:
         claims: list[Claims] = []
         problem: EvidenceError | None = None
         try:
-            claims, seconds = await self._pool.verify(request.evidence, now)
+            with self._store.release_coming():
+                claims, seconds = await self._pool.verify(request.evidence, now)
             if self._metrics is not None and claims:
                 self._metrics.verified(claims[0].kind, seconds)
         except EvidenceError as error:

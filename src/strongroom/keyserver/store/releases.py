@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache
@@ -71,6 +72,10 @@ class ReleaseBook(Core):
             Unavailable: the store is closed.
         """
         return self._writer.submit(write)
+
+    def release_coming(self) -> AbstractContextManager[None]:
+        """While evidence is being verified: a release may follow that others can be written with."""
+        return self._writer.coming()
 
     def end_leases(self, ids: Sequence[str], now: datetime | None = None) -> None:
         """Give leases back; unknown ones are passed over.
