@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import math
 from typing import Any, Final
 
 from strongroom.errors import Malformed
@@ -78,6 +79,18 @@ def _refuse_constant(name: str) -> None:
     raise ValueError(f"holds {name}, which is not JSON")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise ValueError("Out of range float values are not JSON compliant")
+    return number
+
+
+_DECODER: Final = json.JSONDecoder(
+    object_pairs_hook=_unique, parse_constant=_refuse_constant, parse_float=_finite
+)
+
+
 def _check_depth(value: object, left: int) -> None:
     if not isinstance(value, dict | list):
         return
@@ -96,10 +109,11 @@ def parse_json(data: bytes) -> dict[str, Any]:
     """
     try:
         text = data.decode("utf-8")
-        value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse_constant)
+        value = _DECODER.decode(text)
         _check_depth(value, MAX_JSON_DEPTH)
-        # A lone surrogate and 1e999 can be said in JSON and not be written again.
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        if "\\u" in text:
+            # Only so can a lone surrogate be said, which could not be written again.
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
         raise ValueError("is not UTF-8") from None
     except json.JSONDecodeError as error:
