@@ -131,6 +131,46 @@ def test_who_waits_to_be_told_to_continue_is_told():
     assert talk(answering(b"hello"), [head, b"x", head, b"x"])[0] == whole * 2
 
 
+CHUNKED = b"POST /x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [b"1\r\nx\r\n0\r\n", b"a: b\r\nc: d\r\n"],
+        [b"1\r\nx\r\n0\r\na: ", *[b"b" * 16384] * 3],
+        [b"1;", *[b"e" * 16384] * 3],
+        [b"1;eeeeee\r\nx\r\n" * 1000] * 5,
+    ],
+    ids=["trailer", "endless trailer", "endless extension", "extensions"],
+)
+def test_what_is_not_body_has_a_bound(parts):
+    done, early = talk(echo, [CHUNKED, *parts])
+    assert done[-2].startswith(b"HTTP/1.1 400 ") and done[-1] == "close"
+    assert early == {"bad-request": 1}
+
+
+def test_a_large_body_in_chunks_is_a_body():
+    chunk = b"4000\r\n" + b"x" * 0x4000 + b"\r\n"
+    done, early = talk(echo, [CHUNKED, *[chunk] * 128, b"0\r\n\r\n", GET])
+    assert [one[:12] for one in done] == [b"HTTP/1.1 200"] * 2
+    assert b"content-length: 7\r\n" in done[0] and done[0].endswith(b"2097152")
+    assert not early
+
+
+async def echo(scope, receive, send):
+    """Says how large the body is."""
+    size, more = 0, True
+    while more:
+        message = await receive()
+        size += len(message.get("body", b""))
+        more = message.get("more_body", False)
+    said = b"%d" % size
+    headers = [(b"content-length", b"%d" % len(said))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": said})
+
+
 def test_a_client_that_does_not_read_is_dropped():
     async def during(protocol, transport):
         protocol.pause_writing()

@@ -162,6 +162,16 @@ def test_replayed_for_another_request(change):
     refused(answer([RELEASED, REFUSED], other), other)
 
 
+@pytest.mark.parametrize(
+    "change", [{"challenge": bytes(range(32))}, {"server_id": "https://keys.example2"}]
+)
+def test_a_refusal_replayed_for_another_request(change):
+    """Nothing is sealed in it, and a cache that believed it would wipe a key."""
+    alone = replace(BINDING, keys=(SECOND,))
+    open_answer(answer([REFUSED], alone), alone, SECRET, SERVER)
+    refused(answer([REFUSED], alone), replace(alone, **change))
+
+
 def test_another_one_time_key():
     refused(ANSWER, secret=SecretBytes(bytes(32)))
 

@@ -1,7 +1,7 @@
 """TLS 1.3, and what the server learns from it: the client's certificate, where there is one.
 
-uvicorn does not hand client certificates on, knows no limit for headers, no time for them and none for
-clients that do not read; the protocol here adds the four, and sends an answer in one piece.
+uvicorn does not hand client certificates on, knows no limit for headers and trailers, no time for them
+and none for clients that do not read; the protocol here adds them, and sends an answer in one piece.
 """
 
 from __future__ import annotations
@@ -88,6 +88,7 @@ class _Protocol(HttpToolsProtocol):
         self._counted: str | None = None
         self._head_size = 0
         self._in_head = True
+        self._framing = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         self._answers: _InOnePiece
@@ -119,16 +120,31 @@ class _Protocol(HttpToolsProtocol):
             self._head_size += len(data)
             if self._head_timer is None:
                 self._expect_head()
+        else:
+            self._framing += len(data)
         super().data_received(data)
-        if self._in_head and self._head_size > MAX_HEAD and not self.transport.is_closing():
-            self._refuse_head("The head of the request is too large.")
+        size, what = (self._head_size, "head") if self._in_head else (self._framing, "framing")
+        if size > MAX_HEAD and not self.transport.is_closing():
+            self._refuse_head(f"The {what} of the request is too large.")
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope[CLIENT_CERTIFICATE] = self._certificate  # type: ignore[typeddict-unknown-key]
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            # Trailers would be kept without bound: 100 MB of short ones took 2 GB.
+            raise ValueError
+        super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        # What is left are the sizes and extensions of chunks, and a trailer that does not end.
+        self._framing = max(0, self._framing - len(body))
+        super().on_body(body)
+
     def on_headers_complete(self) -> None:
         self._in_head = False
+        self._framing = 0
         self._stop_timer()
         size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
         if size > MAX_HEAD or self._ambiguous() or self.parser.get_http_version() != "1.1":
