@@ -19,6 +19,7 @@ from strongroom.attest.sources import (
     ChainSource,
     DirectorySource,
     HttpSource,
+    SharedDirectory,
     endorsement_source,
     files,
 )
@@ -486,9 +487,9 @@ def test_the_cache_is_bounded() -> None:
 
 def test_a_cache_on_disk_outlives_the_process(tmp_path: Path) -> None:
     clock = Clock()
-    CachingSource(Source(manifests()[0]), clock=clock, directory=tmp_path).fetch(DRIVER)
-    CachingSource(Source(b'{"keys":[]}'), clock=clock, directory=tmp_path).fetch(JWKS)
-    again = CachingSource(Source(DOWN), clock=clock, directory=tmp_path)
+    CachingSource(Source(manifests()[0]), clock=clock, shared=SharedDirectory(tmp_path)).fetch(DRIVER)
+    CachingSource(Source(b'{"keys":[]}'), clock=clock, shared=SharedDirectory(tmp_path)).fetch(JWKS)
+    again = CachingSource(Source(DOWN), clock=clock, shared=SharedDirectory(tmp_path))
     assert again.fetch(DRIVER) == manifests()[0]
     for wanted in (VBIOS, JWKS):
         with pytest.raises(Unavailable):
@@ -502,9 +503,9 @@ def test_processes_share_a_cache_on_disk(tmp_path: Path) -> None:
     clock = Clock(datetime.now(UTC))
     manifest = NvidiaPki(clock.now - timedelta(days=1)).manifest("1", {0: [bytes(48)]})
     first, second = Source(manifest), Source(manifest)
-    CachingSource(first, clock=clock, directory=tmp_path).fetch(DRIVER)
+    CachingSource(first, clock=clock, shared=SharedDirectory(tmp_path)).fetch(DRIVER)
     clock.add(seconds=1)
-    cache = CachingSource(second, clock=clock, directory=tmp_path)
+    cache = CachingSource(second, clock=clock, shared=SharedDirectory(tmp_path))
     assert cache.fetch(DRIVER) == cache.fetch(DRIVER) == manifest
     assert (first.count, second.count) == (1, 0)
     clock.add(minutes=61)
@@ -512,10 +513,29 @@ def test_processes_share_a_cache_on_disk(tmp_path: Path) -> None:
     assert second.count == 1
 
 
+def test_a_process_whose_answer_is_old_looks_whether_another_has_asked(tmp_path: Path) -> None:
+    clock = Clock(datetime.now(UTC))
+    manifest = NvidiaPki(clock.now - timedelta(days=1)).manifest("1", {0: [bytes(48)]})
+    sources = Source(manifest), Source(manifest)
+    one, two = (
+        CachingSource(source, clock=clock, shared=SharedDirectory(tmp_path)) for source in sources
+    )
+    one.fetch(DRIVER)
+    clock.add(seconds=1)
+    two.fetch(DRIVER)
+    clock.add(minutes=61)
+    two.fetch(DRIVER)
+    (path,) = (tmp_path / "nvidia-rim").iterdir()
+    os.utime(path, (clock.now.timestamp(), clock.now.timestamp()))
+    clock.add(seconds=1)
+    one.fetch(DRIVER)
+    assert [source.count for source in sources] == [1, 1]
+
+
 def test_a_disk_that_takes_nothing_is_no_reason_to_refuse(tmp_path: Path) -> None:
     (tmp_path / "nvidia-rim").write_bytes(b"")
     source = Source(manifests()[0])
-    cache = CachingSource(source, clock=Clock(), directory=tmp_path)
+    cache = CachingSource(source, clock=Clock(), shared=SharedDirectory(tmp_path))
     assert cache.fetch(DRIVER) == cache.fetch(DRIVER) == manifests()[0]
     assert source.count == 1
 
@@ -523,8 +543,8 @@ def test_a_disk_that_takes_nothing_is_no_reason_to_refuse(tmp_path: Path) -> Non
 def test_a_cache_on_disk_that_somebody_changed_is_not_believed(tmp_path: Path) -> None:
     pki = NvidiaPki(AT - timedelta(days=1))
     forged = pki.manifest("550.90.07", {21: [bytes(48)]})
-    DirectorySource(tmp_path).store(DRIVER, forged)
-    source = CachingSource(Source(DOWN), clock=Clock(), directory=tmp_path)
+    SharedDirectory(tmp_path).write(DRIVER, forged)
+    source = CachingSource(Source(DOWN), clock=Clock(), shared=SharedDirectory(tmp_path))
     assert source.fetch(DRIVER) == forged
     with pytest.raises((NotAuthentic, Unavailable)):
         verify(evidence_of(recorded()), Context(AT, production(), source))
@@ -550,6 +570,16 @@ def test_specs(tmp_path: Path) -> None:
         "jwks:https://issuer.example=https://issuer.example/keys",
     ]
     assert isinstance(endorsement_source(several), ChainSource)
+    assert endorsement_source([f"cache:{tmp_path}/new"]) is None
+    assert not (tmp_path / "new").exists()
+    endorsement_source([f"cache:{tmp_path}/new", "vendor:amd"])
+    assert (tmp_path / "new").stat().st_mode & 0o777 == 0o700
+    for several in (["cache:", "vendor:amd"], [f"cache:{tmp_path}", f"cache:{tmp_path}"]):
+        with pytest.raises(UsageError, match="one cache"):
+            endorsement_source(several)
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(UsageError):
+        endorsement_source([f"cache:{tmp_path}/file", "vendor:amd"])
 
 
 @pytest.mark.parametrize(

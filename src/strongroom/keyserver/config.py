@@ -36,7 +36,7 @@ DATABASE_VARIABLE: Final = "STRONGROOM_KEYSERVER_DATABASE"
 _MAX_CONFIG: Final = 1 << 20
 _MAX_PASSPHRASE: Final = 1 << 12
 
-_PLACES: Final = ("file", "tpm", "files")
+_PLACES: Final = ("file", "tpm", "files", "cache")
 """Kinds of root keys, and of sources of endorsements, whose place is a path."""
 
 T = TypeVar("T")

@@ -7,21 +7,23 @@
 ``vendor:intel=URL``         a mirror of it
 ``jwks:ISSUER``              the key set of an issuer, by discovery
 ``jwks:ISSUER=URL``          the same, from a URL
+``cache:DIR``                no source: where all processes find what the network has answered
 ============================ ===============================================================
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cache as cache_result
+from typing import Final
 
 from strongroom.attest.endorsements import EndorsementSource
 from strongroom.attest.sources.cache import CachingSource
 from strongroom.attest.sources.chain import ChainSource
 from strongroom.attest.sources.files import DirectorySource
 from strongroom.attest.sources.proxy import HttpSource
+from strongroom.attest.sources.shared import SharedDirectory
 from strongroom.attest.sources.vendor import AmdKds, IntelPcs, IssuerKeys, NvidiaServices
 from strongroom.attest.sources.web import Web
 from strongroom.errors import UsageError
@@ -35,15 +37,17 @@ __all__ = [
     "IntelPcs",
     "IssuerKeys",
     "NvidiaServices",
+    "SharedDirectory",
     "endorsement_source",
 ]
+
+_CACHE: Final = "cache:"
 
 
 def endorsement_source(
     specs: Sequence[str],
     *,
     ca: bytes | None = None,
-    cache: str | os.PathLike[str] | None = None,
     clock: Callable[[], datetime] = lambda: datetime.now(UTC),
 ) -> EndorsementSource | None:
     """The sources that ``specs`` name, asked in their order; None without any.
@@ -51,21 +55,25 @@ def endorsement_source(
     Args:
         specs: as in the table above.
         ca: PEM of authorities for TLS, instead of those of the system.
-        cache: directory in which answers from the network outlive the process.
         clock: now, with a time zone.
 
     Raises:
-        UsageError: a spec is none of these.
+        UsageError: a spec is none of these, there are several caches, or one is of no use.
     """
+    caches = [spec.removeprefix(_CACHE) for spec in specs if spec.startswith(_CACHE)]
+    specs = [spec for spec in specs if not spec.startswith(_CACHE)]
+    if len(caches) > 1 or "" in caches:
+        raise UsageError("There is one cache of endorsements at most.", hint="Write cache:DIR.")
     if not specs:
         return None
+    shared = SharedDirectory(caches[0]) if caches else None
     # Made when one is needed: it reads the system's authorities.
     web = cache_result(lambda: Web(ca))
     sources: list[EndorsementSource] = []
     for spec in specs:
         source = _source(spec, web)
         if not isinstance(source, DirectorySource):
-            source = CachingSource(source, clock=clock, directory=cache)
+            source = CachingSource(source, clock=clock, shared=shared)
         sources.append(source)
     return sources[0] if len(sources) == 1 else ChainSource(sources)
 
@@ -92,5 +100,5 @@ def _source(spec: str, web: Callable[[], Web]) -> EndorsementSource:
             return NvidiaServices(web=web())
     raise UsageError(
         f"{spec!r} is not a source of endorsements.",
-        hint="files:DIR, proxy:URL, vendor:intel, vendor:amd, vendor:nvidia, jwks:ISSUER",
+        hint="files:DIR, proxy:URL, vendor:intel, vendor:amd, vendor:nvidia, jwks:ISSUER, cache:DIR",
     )

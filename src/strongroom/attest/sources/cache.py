@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
@@ -13,8 +12,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from strongroom.attest.endorsements import EndorsementSource, Wanted
-from strongroom.attest.sources.files import DirectorySource
 from strongroom.attest.sources.naming import path_of
+from strongroom.attest.sources.shared import SharedDirectory
 from strongroom.attest.sources.validity import valid_until
 from strongroom.errors import MissingEndorsement, StorageError, Unavailable, UsageError
 
@@ -45,9 +44,8 @@ class CachingSource:
         source: what is asked.
         ttl: how long an answer is served without asking again.
         clock: now, with a time zone.
-        directory: where answers outlive this process, and other processes find them; must exist. What
-            lies there is authenticated like everything else; key sets, which are not, are never put
-            there.
+        shared: where answers outlive this process, and other processes find them. What lies there is
+            authenticated like everything else; key sets, which are not, are never put there.
     """
 
     def __init__(
@@ -56,12 +54,12 @@ class CachingSource:
         *,
         ttl: timedelta = TTL,
         clock: Callable[[], datetime] = lambda: datetime.now(UTC),
-        directory: str | os.PathLike[str] | None = None,
+        shared: SharedDirectory | None = None,
     ) -> None:
         self._source = source
         self._ttl = ttl
         self._clock = clock
-        self._disk = None if directory is None else DirectorySource(directory)
+        self._shared = shared
         self._lock = threading.Lock()
         self._entries: OrderedDict[str, _Entry] = OrderedDict()
         self._flights: dict[str, Future[bytes]] = {}
@@ -102,7 +100,8 @@ class CachingSource:
         ) and (entry.until is None or now <= entry.until)
 
     def _refresh(self, name: str, wanted: Wanted, old: _Entry | None) -> bytes:
-        if old is None and (stored := self._stored(wanted)) is not None and self._is_fresh(stored):
+        # Another process may have asked since.
+        if (stored := self._stored(wanted)) is not None and self._is_fresh(stored):
             self._keep(name, stored)
             return _data_of(stored)
         try:
@@ -130,21 +129,18 @@ class CachingSource:
         return entry.data if self._clock() <= entry.until else None
 
     def _stored(self, wanted: Wanted) -> _Entry | None:
-        """What lies on the disk, from the time at which it was written: other processes share it."""
-        if self._disk is None or wanted.what in _NOT_STORED:
+        """What lies on the disk, from the time at which it was written."""
+        if self._shared is None or wanted.what in _NOT_STORED:
             return None
-        try:
-            data, written = self._disk.fetch(wanted), self._disk.written(wanted)
-        except (MissingEndorsement, Unavailable):
-            return None
-        until = valid_until(wanted, data)
-        return None if until is None else _Entry(data, written, until)
+        found = self._shared.read(wanted)
+        until = None if found is None else valid_until(wanted, found.data)
+        return None if found is None or until is None else _Entry(found.data, found.written, until)
 
     def _store(self, wanted: Wanted, data: bytes) -> None:
-        if self._disk is not None and wanted.what not in _NOT_STORED:
+        if self._shared is not None and wanted.what not in _NOT_STORED:
             # A full disk is no reason to refuse a key.
             with suppress(StorageError, UsageError):
-                self._disk.store(wanted, data)
+                self._shared.write(wanted, data)
 
     def _keep(self, name: str, entry: _Entry) -> None:
         with self._lock:

@@ -17,7 +17,6 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Final
 
@@ -94,18 +93,6 @@ class DirectorySource:
                 os.unlink(temporary)
                 raise
         return path
-
-    def written(self, wanted: Wanted) -> datetime:
-        """When the file of this name was written.
-
-        Raises:
-            MissingEndorsement: there is none of this name.
-        """
-        try:
-            seconds = os.stat(os.path.join(self._directory, path_of(wanted))).st_mtime
-        except OSError:
-            raise MissingEndorsement("The directory of endorsements does not have it.") from None
-        return datetime.fromtimestamp(seconds, UTC)
 
     def _read(self, path: str) -> bytes | None:
         try:
