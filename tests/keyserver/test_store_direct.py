@@ -8,6 +8,7 @@ from contextlib import closing
 import pytest
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.exc import IntegrityError
+from stores import sql
 
 from strongroom.errors import StorageError, UsageError
 from strongroom.keyserver.store.database import Database
@@ -106,6 +107,24 @@ def test_it_waits_for_the_disk(database):
     question = "PRAGMA synchronous" if database.sqlite else "SHOW synchronous_commit"
     with database.direct() as connection:
         assert connection._connection.execute(question).fetchone() in [(2,), ("on",)]
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["at the commit", "while reading"])
+def test_a_connection_that_breaks_undoes_all(postgres, read):
+    kill = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = current_database()"
+    url = postgres.emptied()
+    with closing(Database(url)) as database:
+        migrate(database)
+        with pytest.raises(StorageError), database.direct() as connection:
+            connection.execute(INSERT, rows(1))
+            assert connection.execute(COUNT) == [(1,)]
+            sql(url, kill + " AND pid <> pg_backend_pid()")
+            if read:
+                connection.execute(COUNT)
+        assert count(database) == 0
+        with database.direct() as connection:
+            connection.execute(INSERT, rows(1))
+        assert count(database) == 1
 
 
 @pytest.mark.parametrize("kind", ["direct", "writing"])
