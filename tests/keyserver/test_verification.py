@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 import sys
 import time
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 import psutil
@@ -20,9 +22,11 @@ from strongroom.errors import EvidenceError, MalformedEvidence, NotAuthentic, Un
 from strongroom.keyserver import verification
 from strongroom.keyserver.verification import VerificationPool
 from strongroom.keyserver.verification_frames import (
+    MAX_ANSWER_FRAME,
     SIZE,
     answer_frame,
     error_frame,
+    frame,
     parse_answer,
     parse_request,
     request_frame,
@@ -203,6 +207,111 @@ def test_busy_is_said(monkeypatch):
         return await first
 
     assert with_pool(use, timeout=20)[0][0].kind == "tdx"
+
+
+def beside(use):
+    """A worker object, and the socket of a process that says what the test wants."""
+
+    async def run():
+        ours, theirs = socket.socketpair()
+        with theirs:
+            theirs.setblocking(False)
+            worker = verification._Worker(b"", 1)
+            loop = asyncio.get_running_loop()
+            worker._transport, _ = await loop.create_unix_connection(lambda: worker, sock=ours)
+            try:
+                return await use(worker, theirs)
+            finally:
+                worker.stop()
+
+    return asyncio.run(run())
+
+
+@pytest.mark.parametrize("cuts", [[], [2], [4], [5, 9], list(range(1, 14))])
+def test_an_answer_may_come_in_pieces(cuts):
+    async def use(worker, theirs):
+        answer = frame(b"answer no. %d")
+        found = []
+        for _ in range(2):
+            asked = asyncio.ensure_future(worker.ask(b"question", 10))
+            for begin, end in pairwise([0, *cuts, len(answer)]):
+                theirs.send(answer[begin:end])
+                await asyncio.sleep(0.002)
+            found.append(await asked)
+        return found, theirs.recv(100)
+
+    assert beside(use) == ([b"answer no. %d"] * 2, b"question" * 2)
+
+
+def test_an_empty_answer_is_one():
+    async def use(worker, theirs):
+        asyncio.get_running_loop().call_later(0.01, theirs.send, SIZE.pack(0))
+        return await worker.ask(b"question", 10)
+
+    assert beside(use) == b""
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        frame(b"answer") + b"x",
+        frame(b"answer") + frame(b"the next answer"),
+        SIZE.pack(MAX_ANSWER_FRAME + 1),
+        SIZE.pack(0xFFFFFFFF),
+        b"",
+    ],
+    ids=["more", "two", "large", "largest", "end"],
+)
+def test_a_worker_that_says_something_else_is_not_heard(said):
+    async def use(worker, theirs):
+        loop = asyncio.get_running_loop()
+        if said:
+            loop.call_later(0.01, theirs.send, said)
+        else:
+            loop.call_later(0.01, theirs.shutdown, socket.SHUT_WR)
+        with pytest.raises(ConnectionError):
+            await worker.ask(b"question", 10)
+        with pytest.raises(ConnectionError):
+            await worker.ask(b"another", 10)
+
+    beside(use)
+
+
+def test_a_worker_that_was_not_asked_is_not_heard():
+    async def use(worker, theirs):
+        theirs.send(frame(b"answer"))
+        await asyncio.sleep(0.05)
+        with pytest.raises(ConnectionError):
+            await worker.ask(b"question", 10)
+
+    beside(use)
+
+
+def test_an_answer_that_does_not_come_in_time():
+    async def use(worker, theirs):
+        with pytest.raises(TimeoutError):
+            await worker.ask(b"question", 0.05)
+
+    beside(use)
+
+
+def test_who_waits_is_served_in_turn():
+    async def use(pool):
+        order = []
+
+        async def ask(name):
+            await pool.verify([TDX], NOW)
+            order.append(name)
+
+        first = asyncio.ensure_future(ask(0))
+        await asyncio.sleep(0)
+        waiting = [asyncio.ensure_future(ask(name)) for name in (1, 2)]
+        await first
+        # Comes when the worker is free again and promised to somebody.
+        await asyncio.gather(ask(3), *waiting)
+        return order
+
+    assert with_pool(use) == [0, 1, 2, 3]
 
 
 def test_frames_keep_everything():

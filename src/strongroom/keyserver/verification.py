@@ -38,15 +38,16 @@ _QUEUE_SECONDS: Final = 10.0
 """A request that has waited so long for a worker is answered that the server is busy."""
 
 
-class _Worker:
+class _Worker(asyncio.Protocol):
     """One process, and the connection to it."""
 
     def __init__(self, setup: bytes, memory: int) -> None:
         self._setup = setup
         self._memory = memory
         self._process: subprocess.Popen[bytes] | None = None
-        self._reader: asyncio.StreamReader | None = None
-        self._writer: asyncio.StreamWriter | None = None
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._asked: asyncio.Future[bytes] | None = None
 
     async def start(self) -> None:
         ours, theirs = socket.socketpair()
@@ -58,24 +59,55 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 env=_environment(),
             )
-        self._reader, self._writer = await asyncio.open_unix_connection(
-            sock=ours, limit=MAX_ANSWER_FRAME
-        )
-        async with asyncio.timeout(_START_SECONDS):
-            await self.ask(frame(self._setup))
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.create_unix_connection(lambda: self, sock=ours)
+        await self.ask(frame(self._setup), _START_SECONDS)
 
-    async def ask(self, request: bytes) -> bytes:
-        assert self._reader is not None
-        assert self._writer is not None
-        self._writer.write(request)
-        (size,) = SIZE.unpack(await self._reader.readexactly(SIZE.size))
-        if size > MAX_ANSWER_FRAME:
-            raise ConnectionError
-        return await self._reader.readexactly(size)
+    async def ask(self, request: bytes, seconds: float) -> bytes:
+        """The body of the answer; one request at a time.
+
+        Raises:
+            TimeoutError: there is none within ``seconds``.
+            ConnectionError: the process has ended, or answers something else.
+        """
+        assert self._transport is not None
+        if self._transport.is_closing():
+            raise ConnectionResetError
+        loop = asyncio.get_running_loop()
+        self._asked = loop.create_future()
+        # Streams and asyncio.timeout would do the same, and cost a release twice as much here.
+        timer = loop.call_later(seconds, self._fail, TimeoutError())
+        try:
+            self._transport.write(request)
+            return await self._asked
+        finally:
+            timer.cancel()
+            self._asked = None
+
+    def data_received(self, data: bytes) -> None:
+        received = self._received
+        received += data
+        size = SIZE.unpack_from(received)[0] if len(received) >= SIZE.size else 0
+        missing = SIZE.size + size - len(received)
+        if self._asked is None or missing < 0 or size > MAX_ANSWER_FRAME:
+            assert self._transport is not None
+            self._transport.abort()
+        elif not missing:
+            answer = bytes(received[SIZE.size :])
+            received.clear()
+            if not self._asked.done():
+                self._asked.set_result(answer)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._fail(ConnectionResetError())
+
+    def _fail(self, error: OSError) -> None:
+        if self._asked is not None and not self._asked.done():
+            self._asked.set_exception(error)
 
     def stop(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
+        if self._transport is not None:
+            self._transport.abort()
         if self._process is not None:
             self._process.send_signal(signal.SIGKILL)
             self._process.wait()  # at once: it has been killed
@@ -124,6 +156,7 @@ class VerificationPool:
         self._count = workers
         self._all: set[_Worker] = set()
         self._idle: asyncio.Queue[_Worker] = asyncio.Queue()
+        self._waiting = 0
         self._replacing: set[asyncio.Task[None]] = set()
 
     async def start(self) -> None:
@@ -134,7 +167,7 @@ class VerificationPool:
         """
         try:
             await asyncio.gather(*(self._add() for _ in range(self._count)))
-        except (TimeoutError, OSError, asyncio.IncompleteReadError) as error:
+        except OSError as error:
             self.close()
             raise Unavailable("The processes that verify evidence do not start.") from error
 
@@ -158,19 +191,14 @@ class VerificationPool:
         """
         if not evidence:
             return [], 0.0
-        try:
-            async with asyncio.timeout(_QUEUE_SECONDS):
-                worker = await self._idle.get()
-        except TimeoutError:
-            raise Unavailable("The key server is busy.", hint="Ask again in a few seconds.") from None
+        worker = await self._free()
         healthy = False
         try:
-            async with asyncio.timeout(self._timeout):
-                body = await worker.ask(request_frame(evidence, now))
+            body = await worker.ask(request_frame(evidence, now), self._timeout)
             healthy = True
         except TimeoutError:
             raise MalformedEvidence("Verifying the evidence takes too long.") from None
-        except (OSError, asyncio.IncompleteReadError):
+        except OSError:
             raise MalformedEvidence("The evidence brought its verifier down.") from None
         finally:
             # Also when the request was cancelled: what the worker says next belongs to nobody.
@@ -183,11 +211,23 @@ class VerificationPool:
             raise MalformedEvidence("The evidence could not be verified.")
         return claims, seconds
 
+    async def _free(self) -> _Worker:
+        if not self._waiting and not self._idle.empty():
+            return self._idle.get_nowait()
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(_QUEUE_SECONDS):
+                return await self._idle.get()
+        except TimeoutError:
+            raise Unavailable("The key server is busy.", hint="Ask again in a few seconds.") from None
+        finally:
+            self._waiting -= 1
+
     async def _add_again(self) -> None:
         while True:
             try:
                 return await self._add()
-            except (TimeoutError, OSError, asyncio.IncompleteReadError):
+            except OSError:
                 await asyncio.sleep(_AGAIN_SECONDS)
 
     def _replace(self, worker: _Worker) -> None:
