@@ -26,7 +26,7 @@ from strongroom.keyserver.store import Grant, KeyRecord, ReleaseOutcome, Release
 from strongroom.keyserver.verification import VerificationPool
 from strongroom.release.answer import Lease, refuse_key, seal_key, sign, sign_answer
 from strongroom.release.approvals import policy_for
-from strongroom.release.binding import WantedKey
+from strongroom.release.binding import Binding, WantedKey
 from strongroom.release.decision import Asked, Decision, Presented, decide
 from strongroom.release.lease import lease_end, renewal_time
 from strongroom.release.limits import MAX_KEYS
@@ -131,13 +131,15 @@ class ReleaseService:
             problem = error
         secondary = request.evidence[1:]
         expected = {one.kind: binding.for_primary(one.kind, secondary) for one in claims[:1]}
+        # Where there is none, nothing is bound to nothing.
+        expected_secondary = binding.for_secondary() if secondary else b""
         for _ in range(_ATTEMPTS):
             snapshot = await self._current()
             presented = Presented(
                 now=now,
                 claims=(*claims, *identities),
                 expected_primary=expected,
-                expected_secondary=binding.for_secondary(),
+                expected_secondary=expected_secondary,
                 allow_test_roots=self._allow_test_roots,
                 evicted=snapshot.evicted,
             )
@@ -160,8 +162,8 @@ class ReleaseService:
                 one.record for one in verdicts if one.lease is not None and one.record is not None
             ]
             if all(map(self._store.at_hand, granted)):
-                return self._answer(request, verdicts, now)
-            return await asyncio.to_thread(self._answer, request, verdicts, now)
+                return self._answer(binding, verdicts, now)
+            return await asyncio.to_thread(self._answer, binding, verdicts, now)
         raise Unavailable("The policies change faster than a decision is taken.", hint="Ask again.")
 
     async def _commit(self, write: ReleaseWrite) -> ReleaseOutcome:
@@ -264,16 +266,16 @@ class ReleaseService:
             audit={
                 "source": source,
                 "recipient": recipient,
-                "evidence": [{"digest": one.digest.hex(), **one.to_json()} for one in presented.claims],
+                "evidence": [
+                    {"digest": one.digest.hex(), **members}
+                    for one, members in zip(presented.claims, said, strict=True)
+                ],
                 "problem": None if problem is None else problem.message,
                 "keys": [_on_record(one) for one in verdicts],
             },
         )
 
-    def _answer(
-        self, request: ReleaseRequest, verdicts: Sequence[Verdict], now: datetime
-    ) -> dict[str, Any]:
-        binding = request.binding(self._server_id)
+    def _answer(self, binding: Binding, verdicts: Sequence[Verdict], now: datetime) -> dict[str, Any]:
         results = []
         for one in verdicts:
             if one.lease is None or one.record is None:
