@@ -590,6 +590,22 @@ class TestPlaces:
         (tmp_path / "link").symlink_to(tmp_path / "run")
         self.refused(tmp_path / "link" / "keys.sock", "can change what is in")
 
+    def test_by_a_link_that_others_can_replace(self, tmp_path):
+        for name in ("run", "shared"):
+            (tmp_path / name).mkdir()
+        link = tmp_path / "shared" / "link"
+        link.symlink_to(tmp_path / "run")
+        with listen(str(link / "keys.sock")):
+            pass
+        (tmp_path / "shared").chmod(0o777)
+        self.refused(link / "keys.sock", "can change what is in")
+
+    def test_by_a_link_of_somebody_else(self, tmp_path, as_nobody):
+        (tmp_path / "run").mkdir()
+        (tmp_path / "link").symlink_to(tmp_path / "run")
+        os.chown(tmp_path / "link", as_nobody, 65534, follow_symlinks=False)
+        self.refused(tmp_path / "link" / "keys.sock", "can change what is in")
+
     def test_no_directory(self, tmp_path):
         self.refused(tmp_path / "run" / "keys.sock", "no such", NotFound)
 

@@ -22,15 +22,21 @@ _BACKLOG: Final = 256
 
 def _check_directories(folder: str) -> None:
     """Refuse a place where another user could take the name of the socket away."""
-    place, inner = os.path.realpath(folder), True
+    # As it is written too: a link leads wherever its owner, or that of its directory, wants.
+    for place in dict.fromkeys((os.path.abspath(folder), os.path.realpath(folder))):
+        _check_upwards(place)
+
+
+def _check_upwards(place: str) -> None:
+    inner = True
     while True:
         with os_errors(place):
-            found = os.stat(place)
+            found, owner = os.stat(place), os.lstat(place).st_uid
         others = stat.S_IMODE(found.st_mode) & (stat.S_IWGRP | stat.S_IWOTH)
         # Further up, in a directory such as /tmp, names belong to those who made them.
         if others and not inner and found.st_mode & stat.S_ISVTX:
             others = 0
-        if others or found.st_uid not in (0, os.geteuid()):
+        if others or not {found.st_uid, owner} <= {0, os.geteuid()}:
             raise UsageError(
                 f"Others than this user can change what is in {place}.",
                 hint="Give the socket a directory of its own: install -d -m 755 /run/strongroom",
