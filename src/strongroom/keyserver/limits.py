@@ -7,6 +7,7 @@ replicas an address gets as many times as much, which is what the protection nee
 from __future__ import annotations
 
 import asyncio
+import functools
 import ipaddress
 import math
 from collections import OrderedDict
@@ -34,6 +35,7 @@ MAX_HEAD: Final = 32 << 10
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
+@functools.lru_cache(4096)
 def source_group(host: str) -> str:
     """Whom an address counts for: itself, or its /64 network for IPv6, which one machine has whole."""
     try:

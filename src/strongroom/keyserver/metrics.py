@@ -100,6 +100,7 @@ class Metrics:
         self._leases = self._make(
             Gauge, "leases", "Leases that have not ended, in the database.", multiprocess_mode="livemax"
         )
+        self._of: dict[tuple[str, str, int | None], tuple[Counter, Histogram]] = {}
         if not os.environ.get(MULTIPROCESS):
             ProcessCollector(registry=self._registry)
 
@@ -117,8 +118,13 @@ class Metrics:
             status: of the answer; None where there was none.
             seconds: until the answer was sent.
         """
-        self._requests.labels(path, method, "none" if status is None else str(status)).inc()
-        self._request_seconds.labels(path).observe(seconds)
+        found = self._of.get((path, method, status))
+        if found is None:
+            label = "none" if status is None else str(status)
+            found = self._requests.labels(path, method, label), self._request_seconds.labels(path)
+            self._of[path, method, status] = found
+        found[0].inc()
+        found[1].observe(seconds)
 
     def refused_early(self, why: str) -> None:
         """Count one request, or connection, that was refused for its rate, size or slowness."""

@@ -18,6 +18,7 @@ from strongroom.attest.sources import endorsement_source
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import StrongroomError
 from strongroom.keyserver.app import make_app
+from strongroom.keyserver.direct_routes import DirectRoutes
 from strongroom.keyserver.enrolment import Enrolments
 from strongroom.keyserver.guard import Guard
 from strongroom.keyserver.identities import Identities
@@ -169,7 +170,7 @@ def serve(config: Config, passphrase: SecretBytes | None, sockets: Sequence[sock
     enrolments = Enrolments(store.secret("challenge"), config.server_id, roots)
     here = Services(config, store, release, metrics, identities, enrolments, now)
     settings = uvicorn.Config(
-        Guard(make_app(here), config.limits, metrics),
+        Guard(DirectRoutes(make_app(here)), config.limits, metrics),
         loop="uvloop",
         http=protocol_class(config.limits, metrics),
         ws="none",

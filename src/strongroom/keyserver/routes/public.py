@@ -44,12 +44,17 @@ async def server(request: Request) -> Server:
     )
 
 
-@router.post("/challenge", responses=responses(415), openapi_extra=body_schema(Empty, required=False))
-async def challenge(request: Request) -> ChallengeAnswer:
+@router.post(
+    "/challenge",
+    openapi_extra=body_schema(Empty, required=False),
+    responses=responses(415),
+    response_model=ChallengeAnswer,
+)
+async def challenge(request: Request) -> JSONResponse:
     """A challenge, good for one request within a minute, at every replica."""
     here = services(request)
     await read_model(request, Empty, here.config.limits.body_bytes, optional=True)
-    return ChallengeAnswer(**here.release.challenge().to_json())
+    return JSONResponse(here.release.challenge().to_json())
 
 
 @router.post(
