@@ -18,6 +18,7 @@ with atheris.instrument_imports(include=["strongroom", "json", "tomllib"]):
     from strongroom.release.policy_text import read_policy
 
 NOW = datetime(2026, 3, 1, tzinfo=UTC)
+SERVER = bytes(32)
 TDX = {
     "mr_td": "ab" * 48,
     "rtmr1": "cd" * 48,
@@ -119,7 +120,7 @@ def target(data: bytes) -> None:
         return
     assert not errors
     assert Policy.parse(policy.to_json()) == policy
-    assert policy_statement(policy, policy) != policy_statement(policy, None)
+    assert policy_statement(policy, policy, SERVER) != policy_statement(policy, None, SERVER)
     assert not overlapping(policy, [policy])
     assert not policy.covers("")
     for claims in BAD:
