@@ -56,15 +56,15 @@ def test_one_root_for_tests_marks_all_of_them(tmp_path):
 
 
 def test_files_of_issuers_and_authorities_are_read(tmp_path):
-    (tmp_path / "jwks").write_text("{}")
+    (tmp_path / "root").write_text("PEM")
     (tmp_path / "tpm").write_text("PEM")
-    issuer = TokenIssuer("i", "a", jwks=tmp_path / "jwks", algorithms=["ES256"])
+    issuer = TokenIssuer("i", "a", root=tmp_path / "root", algorithms=["ES256"])
     roots = roots_of(Attestation(tpm_cas=[tmp_path / "tpm"], issuers=[issuer]))
     assert roots.tpm == (b"PEM",)
-    assert (roots.issuers[0].jwks, roots.issuers[0].algorithms) == (b"{}", ("ES256",))
+    assert (roots.issuers[0].root, roots.issuers[0].algorithms) == (b"PEM", ("ES256",))
     for missing in (
         Attestation(tpm_cas=[tmp_path / "none"]),
-        Attestation(issuers=[TokenIssuer("i", "a", jwks=tmp_path / "none")]),
+        Attestation(issuers=[TokenIssuer("i", "a", root=tmp_path / "none")]),
         Attestation(insecure_test_roots=tmp_path / "none"),
     ):
         with pytest.raises(NotFound):

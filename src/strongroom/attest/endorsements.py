@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-__all__ = ["EndorsementSource", "Wanted"]
+__all__ = ["EndorsementSource", "RenewableSource", "Wanted"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,5 +45,18 @@ class EndorsementSource(Protocol):
         Raises:
             MissingEndorsement: this source does not have it.
             Unavailable: it did not answer.
+        """
+        ...
+
+
+@runtime_checkable
+class RenewableSource(EndorsementSource, Protocol):
+    """A source that can be told that what it gave does not do any more."""
+
+    def fetch_newer(self, wanted: Wanted, old: bytes) -> bytes:
+        """What has taken the place of ``old``.
+
+        ``old`` itself, where nothing has, where nothing new can be had, and where that was tried a
+        moment ago: whoever makes evidence can make a verifier ask.
         """
         ...

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from strongroom.attest.certificates import load_certificate
 from strongroom.attest.chains import chain_to
-from strongroom.attest.endorsements import EndorsementSource, Wanted
+from strongroom.attest.endorsements import EndorsementSource, RenewableSource, Wanted
 from strongroom.attest.limits import MAX_CERTIFICATES
 from strongroom.attest.roots import Issuer
 from strongroom.errors import MalformedEvidence, MissingEndorsement, MissingExtra, NotAuthentic
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     Key = RSAKey | ECKey
 
-__all__ = ["ALGORITHMS", "MAX_KEYS", "key_of_chain", "key_of_set"]
+__all__ = ["ALGORITHMS", "MAX_KEYS", "key_of_chain", "key_of_set", "parse_key_set"]
 
 MAX_KEYS: Final = 64
 """In one key set; Google has 2, Azure Attestation some 20."""
@@ -82,13 +82,15 @@ def key_of_set(
 ) -> Key:
     """The one key of the issuer's set that has the header's ``kid``, and fits.
 
+    Where no key has it, the source is asked whether the issuer has taken new keys.
+
     Raises:
         NotAuthentic: there is none, or there are several.
         MissingEndorsement: the set is not at hand.
         Unavailable: it could not be fetched.
     """
-    keys = _key_set(issuer, endorsements)
     wanted = header.get("kid")
+    keys = _key_set(issuer, endorsements, wanted)
     family, curve = ALGORITHMS[algorithm]
     fitting = [
         key
@@ -106,12 +108,28 @@ def key_of_set(
     return _import_key(algorithm, members)
 
 
-def _key_set(issuer: Issuer, endorsements: EndorsementSource | None) -> list[Mapping[str, Any]]:
-    data = issuer.jwks
-    if data is None:
-        if endorsements is None:
-            raise MissingEndorsement("The key set of the token's issuer is not at hand.")
-        data = endorsements.fetch(Wanted("jwks", {"issuer": issuer.issuer}))
+def _key_set(
+    issuer: Issuer, endorsements: EndorsementSource | None, kid: object
+) -> list[Mapping[str, Any]]:
+    if issuer.jwks is not None:
+        return parse_key_set(issuer.jwks)
+    if endorsements is None:
+        raise MissingEndorsement("The key set of the token's issuer is not at hand.")
+    wanted = Wanted("jwks", {"issuer": issuer.issuer})
+    data = endorsements.fetch(wanted)
+    keys = parse_key_set(data)
+    known = kid is None or any(key.get("kid") == kid for key in keys)
+    if known or not isinstance(endorsements, RenewableSource):
+        return keys
+    return parse_key_set(endorsements.fetch_newer(wanted, data))
+
+
+def parse_key_set(data: bytes) -> list[Mapping[str, Any]]:
+    """The keys of a set that are objects; nothing else of them is looked at.
+
+    Raises:
+        NotAuthentic: it is no key set, or one of no key, or of more than :data:`MAX_KEYS`.
+    """
     try:
         keys = parse_json(data).get("keys")
     except ValueError:

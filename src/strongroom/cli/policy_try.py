@@ -15,7 +15,7 @@ from rich.text import Text
 
 from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.registry import KINDS
-from strongroom.attest.roots import Roots, production
+from strongroom.attest.roots import production
 from strongroom.attest.verify import Context, verify
 from strongroom.cli.attest_files import read_evidence, read_limited
 from strongroom.cli.policy_files import read_policy
@@ -120,16 +120,19 @@ def _claims(path: str) -> Claims:
     return claims_from_json(members)
 
 
-def _roots(config: Path | None) -> Roots:
+def _context(config: Path | None, now: datetime) -> Context:
+    """Whom the server of ``config`` believes; of its sources only files are asked."""
     if config is None:
-        return production()
+        return Context(now, production())
+    from strongroom.attest.sources import endorsement_source
     from strongroom.keyserver.config import load_config
-    from strongroom.keyserver.trust import roots_of
+    from strongroom.keyserver.trust import key_set_specs, roots_of
 
-    roots = roots_of(load_config(config).attestation)
+    attestation = load_config(config).attestation
+    roots = roots_of(attestation)
     if roots.test:
         note("roots for tests are believed. Anybody can have made this evidence.", label="TEST ROOT: ")
-    return roots
+    return Context(now, roots, endorsement_source(key_set_specs(attestation.issuers)))
 
 
 def _decide(
@@ -145,13 +148,13 @@ def _decide(
         raise UsageError("There is nothing to decide about.", hint="Give --evidence or --claims.")
     if endorsements and not evidence:
         raise UsageError("--endorsements vouch for --evidence, and there is none.")
-    roots = _roots(config)
+    context = _context(config, now)
     pieces = [
         _evidence(one, () if index else endorsements or ()) for index, one in enumerate(evidence or ())
     ]
     recorded = [_claims(one) for one in claims or ()]
     try:
-        found = [verify(one, Context(now, roots)) for one in pieces]
+        found = [verify(one, context) for one in pieces]
     except NotAuthentic as error:
         finding = Finding(False, "evidence", None, "authentic", error.message)
         return Decision(False, "evidence", (finding,)), recorded

@@ -13,9 +13,11 @@ from strongroom.attest import identities as attested
 from strongroom.attest.endorsements import EndorsementSource
 from strongroom.attest.evidence import Claims
 from strongroom.attest.roots import Issuer
-from strongroom.errors import EvidenceError, os_errors
+from strongroom.attest.sources import ChainSource, endorsement_source
+from strongroom.errors import EvidenceError
 from strongroom.keyserver.settings import Config
 from strongroom.keyserver.tls_contexts import ClientCertificate
+from strongroom.keyserver.trust import key_set_specs
 
 __all__ = ["Identities"]
 
@@ -28,7 +30,7 @@ class Identities:
     Args:
         issuers: of tokens, by kind.
         audience: of tokens: the id of the server.
-        endorsements: where key sets come from that are in no file.
+        endorsements: where their key sets come from.
     """
 
     def __init__(
@@ -45,19 +47,21 @@ class Identities:
     def from_config(cls, config: Config, endorsements: EndorsementSource | None) -> Identities:
         """As the configuration says.
 
+        Args:
+            config: of the server.
+            endorsements: where key sets come from that are in no file.
+
         Raises:
             NotFound, UsageError: a file cannot be read.
         """
         issuers: dict[str, list[Issuer]] = {}
         for one in config.auth.issuers:
-            jwks = None
-            if one.jwks is not None:
-                with os_errors(one.jwks):
-                    jwks = one.jwks.read_bytes()
             issuers.setdefault(one.kind, []).append(
-                Issuer(one.issuer, config.server_id, jwks, algorithms=tuple(one.algorithms))
+                Issuer(one.issuer, config.server_id, algorithms=tuple(one.algorithms))
             )
-        return cls(issuers, config.server_id, endorsements)
+        files = endorsement_source(key_set_specs(config.auth.issuers))
+        sources = [one for one in (files, endorsements) if one is not None]
+        return cls(issuers, config.server_id, ChainSource(sources) if sources else None)
 
     def of(
         self, certificate: ClientCertificate | None, token: str | None, now: datetime

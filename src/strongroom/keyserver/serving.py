@@ -30,7 +30,7 @@ from strongroom.keyserver.services import Services
 from strongroom.keyserver.settings import Config
 from strongroom.keyserver.tls import protocol_class
 from strongroom.keyserver.tls_contexts import Certificates
-from strongroom.keyserver.trust import roots_of
+from strongroom.keyserver.trust import key_set_specs, roots_of
 from strongroom.keyserver.verification import VerificationPool
 
 if TYPE_CHECKING:
@@ -151,7 +151,7 @@ def serve(config: Config, passphrase: SecretBytes | None, sockets: Sequence[sock
     roots = roots_of(config.attestation)
     pool = VerificationPool(
         roots,
-        config.attestation.endorsements,
+        [*key_set_specs(config.attestation.issuers), *config.attestation.endorsements],
         workers=config.verification.workers,
         timeout=config.verification.timeout_seconds,
         memory=config.verification.memory_mb,

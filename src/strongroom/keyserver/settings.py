@@ -94,7 +94,7 @@ class TokenIssuer:
     Attributes:
         issuer: the ``iss`` member, exactly.
         audience: the ``aud`` member that a token must have.
-        jwks: file with the key set.
+        jwks: file with the key set, which is read again when it has changed.
         root: PEM file, where tokens carry a chain instead.
         algorithms: that are accepted.
     """
@@ -189,7 +189,8 @@ class IdentityIssuer:
     Attributes:
         kind: of the claims that policies see.
         issuer: the ``iss`` member, exactly.
-        jwks: file with the key set; without it a source of endorsements is asked.
+        jwks: file with the key set, read again when it has changed; without it a source of
+            endorsements is asked.
         algorithms: that are accepted.
     """
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
+from strongroom.attest.jws_keys import parse_key_set
 from strongroom.attest.roots import Issuer, Roots, production
-from strongroom.errors import NotFound, UsageError, os_errors
-from strongroom.keyserver.settings import Attestation, TokenIssuer
+from strongroom.errors import NotAuthentic, NotFound, UsageError, os_errors
+from strongroom.keyserver.settings import Attestation, IdentityIssuer, TokenIssuer
 
-__all__ = ["issuers_of", "roots_of", "test_root_files"]
+__all__ = ["issuers_of", "key_set_specs", "roots_of", "test_root_files"]
 
 _TEST_ROOT: Final = re.compile(
     r"TEST-ROOT-NOT-FOR-PRODUCTION\.(intel|nitro|nvidia_device|nvidia_rim|amd_(?:milan|genoa|turin))\.pem"
@@ -41,7 +44,7 @@ def test_root_files(place: Path) -> dict[str, Path]:
 
 
 def issuers_of(issuers: list[TokenIssuer]) -> tuple[Issuer, ...]:
-    """The issuers of tokens, with their files read.
+    """The issuers of tokens. Their key sets, which change, are for :func:`key_set_specs`.
 
     Raises:
         NotFound, UsageError: a file cannot be read.
@@ -54,9 +57,29 @@ def issuers_of(issuers: list[TokenIssuer]) -> tuple[Issuer, ...]:
             return path.read_bytes()
 
     return tuple(
-        Issuer(one.issuer, one.audience, read(one.jwks), read(one.root), tuple(one.algorithms))
-        for one in issuers
+        Issuer(one.issuer, one.audience, None, read(one.root), tuple(one.algorithms)) for one in issuers
     )
+
+
+def key_set_specs(issuers: Sequence[TokenIssuer | IdentityIssuer]) -> list[str]:
+    """Sources of the key sets that are in files: specs of :mod:`strongroom.attest.sources`.
+
+    Raises:
+        NotFound, UsageError: a file cannot be read, has no key set, or there are several for an issuer.
+    """
+    files: dict[str, Path] = {}
+    for one in issuers:
+        if one.jwks is None:
+            continue
+        with os_errors(one.jwks):
+            content = one.jwks.read_bytes()
+        try:
+            parse_key_set(content)
+        except NotAuthentic:
+            raise UsageError(f"{one.jwks} is no set of keys (JWKS).") from None
+        if files.setdefault(one.issuer, one.jwks) != one.jwks:
+            raise UsageError(f"The issuer {one.issuer} has key sets in several files.")
+    return [f"jwks-file:{quote(issuer, safe='')}={path}" for issuer, path in files.items()]
 
 
 def roots_of(attestation: Attestation) -> Roots:

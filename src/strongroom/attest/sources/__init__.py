@@ -7,6 +7,7 @@
 ``vendor:intel=URL``         a mirror of it
 ``jwks:ISSUER``              the key set of an issuer, by discovery
 ``jwks:ISSUER=URL``          the same, from a URL
+``jwks-file:ISSUER=PATH``    the same, from a file; the issuer is percent-encoded
 ``cache:DIR``                no source: where all processes find what the network has answered
 ============================ ===============================================================
 """
@@ -17,11 +18,13 @@ from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import cache as cache_result
 from typing import Final
+from urllib.parse import unquote
 
 from strongroom.attest.endorsements import EndorsementSource
 from strongroom.attest.sources.cache import CachingSource
 from strongroom.attest.sources.chain import ChainSource
 from strongroom.attest.sources.files import DirectorySource
+from strongroom.attest.sources.key_sets import KeySetFile, KeySets
 from strongroom.attest.sources.proxy import HttpSource
 from strongroom.attest.sources.shared import SharedDirectory
 from strongroom.attest.sources.vendor import AmdKds, IntelPcs, IssuerKeys, NvidiaServices
@@ -36,6 +39,8 @@ __all__ = [
     "HttpSource",
     "IntelPcs",
     "IssuerKeys",
+    "KeySetFile",
+    "KeySets",
     "NvidiaServices",
     "SharedDirectory",
     "endorsement_source",
@@ -72,7 +77,9 @@ def endorsement_source(
     sources: list[EndorsementSource] = []
     for spec in specs:
         source = _source(spec, web)
-        if not isinstance(source, DirectorySource):
+        if isinstance(source, IssuerKeys):
+            source = KeySets(source, clock)
+        elif not isinstance(source, DirectorySource | KeySetFile):
             source = CachingSource(source, clock=clock, shared=shared)
         sources.append(source)
     return sources[0] if len(sources) == 1 else ChainSource(sources)
@@ -87,6 +94,8 @@ def _source(spec: str, web: Callable[[], Web]) -> EndorsementSource:
     name, equals, url = rest.partition("=")
     if scheme == "jwks" and name:
         return IssuerKeys({name: url or None}, web())
+    if scheme == "jwks-file" and name and url:
+        return KeySetFile(unquote(name), url)
     if scheme == "vendor":
         if name == "intel":
             if equals:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from strongroom.attest.endorsements import EndorsementSource, Wanted
+from strongroom.attest.endorsements import EndorsementSource, RenewableSource, Wanted
 from strongroom.errors import MissingEndorsement, Unavailable
 
 __all__ = ["ChainSource"]
@@ -15,6 +15,18 @@ class ChainSource:
 
     def __init__(self, sources: Sequence[EndorsementSource]) -> None:
         self._sources = tuple(sources)
+
+    def fetch_newer(self, wanted: Wanted, old: bytes) -> bytes:
+        """See :class:`~strongroom.attest.endorsements.RenewableSource`; of the first source that has it."""
+        for source in self._sources:
+            try:
+                current = source.fetch(wanted)
+            except (MissingEndorsement, Unavailable):
+                continue
+            if current == old and isinstance(source, RenewableSource):
+                return source.fetch_newer(wanted, old)
+            return current
+        return old
 
     def fetch(self, wanted: Wanted) -> bytes:
         """The endorsement; see :class:`~strongroom.attest.endorsements.EndorsementSource`.
