@@ -424,13 +424,13 @@ def test_failure_is_not_remembered() -> None:
     assert cache.fetch(DRIVER) == manifests()[0]
 
 
-def test_key_sets_are_kept_for_the_time_and_never_served_stale() -> None:
-    clock, source = Clock(), Source(b"{}", DOWN)
-    cache = CachingSource(source, clock=clock)
-    cache.fetch(JWKS)
-    cache.fetch(JWKS)
-    assert source.count == 1
-    clock.add(minutes=61)
+def test_key_sets_are_passed_on_and_not_kept(tmp_path: Path) -> None:
+    source = Source(b'{"keys":[]}', DOWN)
+    cache = CachingSource(source, clock=Clock(), shared=SharedDirectory(tmp_path))
+    assert cache.fetch(JWKS) == b'{"keys":[]}'
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    # Nor is one believed that somebody has put there.
+    SharedDirectory(tmp_path).write(JWKS, b'{"keys":[1]}')
     with pytest.raises(Unavailable):
         cache.fetch(JWKS)
 

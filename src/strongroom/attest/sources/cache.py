@@ -25,7 +25,6 @@ TTL: Final = timedelta(hours=1)
 _ABSENT: Final = timedelta(seconds=10)
 """How long "there is none" is remembered: long enough to take the edge off a storm."""
 
-_NOT_STORED: Final = frozenset({"jwks"})
 _MAX_ENTRIES: Final = 512
 _MAX_BYTES: Final = 32 << 20
 
@@ -45,7 +44,10 @@ class CachingSource:
         ttl: how long an answer is served without asking again.
         clock: now, with a time zone.
         shared: where answers outlive this process, and other processes find them. What lies there is
-            authenticated like everything else; key sets, which are not, are never put there.
+            authenticated like everything else.
+
+    Key sets, which nobody authenticates and which say no end, are passed on and not kept: they are for
+    :class:`.KeySets`.
     """
 
     def __init__(
@@ -115,9 +117,8 @@ class CachingSource:
                 raise
             return kept
         entry = _Entry(data, self._clock(), valid_until(wanted, data))
-        # What does not say until when it holds, or holds no longer, is passed on and not kept; a key
-        # set has no end, and is kept for the usual time.
-        if wanted.what == "jwks" or (entry.until is not None and entry.until >= entry.fetched):
+        # What does not say until when it holds, or holds no longer, is passed on and not kept.
+        if entry.until is not None and entry.until >= entry.fetched:
             self._keep(name, entry)
             self._store(wanted, data)
         return data
@@ -130,14 +131,14 @@ class CachingSource:
 
     def _stored(self, wanted: Wanted) -> _Entry | None:
         """What lies on the disk, from the time at which it was written."""
-        if self._shared is None or wanted.what in _NOT_STORED:
+        if self._shared is None:
             return None
         found = self._shared.read(wanted)
         until = None if found is None else valid_until(wanted, found.data)
         return None if found is None or until is None else _Entry(found.data, found.written, until)
 
     def _store(self, wanted: Wanted, data: bytes) -> None:
-        if self._shared is not None and wanted.what not in _NOT_STORED:
+        if self._shared is not None:
             # A full disk is no reason to refuse a key.
             with suppress(StorageError, UsageError):
                 self._shared.write(wanted, data)
