@@ -27,7 +27,7 @@ from strongroom.errors import (
 from strongroom.format.encoding import b64url
 from strongroom.keycache import server
 from strongroom.keycache.config import Config, read_config, user_id
-from strongroom.keycache.rules import Allow
+from strongroom.keycache.rules import Allow, KeyRule
 from strongroom.keycache.sockets import listen
 from strongroom.providers.unix_socket import MAX_REQUEST, frame
 from strongroom.release.binding import WantedKey
@@ -461,7 +461,7 @@ class TestUsers:
         for one in made:
             one.stop()
 
-    def ask(self, cache, user, group=65534, program=sys.executable, name="m"):
+    def ask(self, cache, user, group=65534, program=sys.executable, name="m", request=None):
         """Ask as another user, with nothing but the standard library; the code of the refusal."""
         code = (
             "import json, socket, sys\n"
@@ -473,7 +473,7 @@ class TestUsers:
             "said = json.loads(c.recv(n))\n"
             "print(said['error']['code'] if 'error' in said else c.recv(32).hex())"
         )
-        request = frame({**REQUEST, "name": name}).hex()
+        request = frame(request or {**REQUEST, "name": name}).hex()
         done = subprocess.run(
             ["/usr/bin/python3", "-I", "-c", code, str(cache.socket), request],
             user=user,
@@ -535,6 +535,13 @@ class TestUsers:
         cache = run()
         assert self.ask(cache, 0, 0) == self.GIVEN
         assert self.ask(cache, as_nobody) == "not-authorised"
+
+    def test_what_is_held_is_not_told_to_everybody(self, run, as_nobody, stub):
+        team = (KeyRule("m", Allow(uids=frozenset({65534}))),)
+        cache = run(keys=team)
+        status = {"v": 1, "op": "status"}
+        assert self.ask(cache, as_nobody) == self.GIVEN
+        assert self.ask(cache, as_nobody, request=status) == "not-authorised"
 
     def test_a_socket_of_somebody_else(self, place, as_nobody):
         """A client gives nothing to, and takes nothing from, who sits in the cache's place."""

@@ -482,6 +482,25 @@ def test_who_holds_a_key_is_whom_the_policy_is_about(place):
     assert [one.get("refused") for one in place.store.renew(leases, NOW, True)] == [None, "evicted"]
 
 
+def test_evidence_that_was_bound_to_nothing_renews_nothing(place):
+    """Let in by an identity, with recorded evidence of a good machine beside it, which the next policy wants."""
+    identity = {"kind": "mtls", "subject": "CN=a"}
+    place.put(any=[TDX, identity])
+    recorded, attester = Attester().quote(bytes(64)), Attester()
+    known = Claims("mtls", {"subject": "CN=a"}, b"", False, "mtls:a", NOW + timedelta(days=1))
+
+    async def use(service):
+        challenge = service.challenge()
+        request = replace(attester.request(challenge), evidence=(recorded,))
+        return attester.open(await service.release(request, [known], ""), challenge, service)
+
+    (released,) = place.run(use)
+    assert isinstance(released, Released)
+    assert "refused" not in place.store.renew([released.lease.id], NOW, True)[0]
+    place.put(any=[TDX])
+    assert place.store.renew([released.lease.id], NOW, True)[0]["refused"] == "policy"
+
+
 def test_an_evicted_machine(place):
     ask(place)
     (node,) = place.store.nodes()

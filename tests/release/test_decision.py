@@ -683,6 +683,34 @@ def test_claims_on_record_that_are_not_whole(record):
         claims_from_json(record)
 
 
+@pytest.mark.parametrize(("seconds", "code"), [(0, ""), (-86399, ""), (-86400, "attest-again")])
+def test_who_attested_too_long_ago_or_not_yet_attests_again(seconds, code):
+    policy = Policy.parse(document(requirement("tdx")))
+
+    def renewed(seconds):
+        attested = NOW + timedelta(seconds=seconds)
+        return renew(policy, asked(), presented(claims("tdx")), attested).code
+
+    assert renewed(seconds) == code
+    assert renewed(1) == "attest-again"  # the clock was set back
+
+
+def test_what_is_proved_is_bound_to_the_request_or_an_identity():
+    cpu, identity = claims("tdx"), claims("mtls")
+    gpu = replace(claims("nvidia"), bound=SECONDARY)
+    elsewhere = bytes(64)
+    for shown, proved in (
+        ([cpu, gpu, identity], [cpu, gpu, identity]),
+        ([cpu, replace(gpu, bound=elsewhere), gpu, identity], [cpu, gpu, identity]),
+        ([replace(cpu, bound=elsewhere), gpu, identity], [identity]),
+        ([replace(cpu, bound=SECONDARY), identity], [identity]),
+        ([identity], [identity]),
+        ([cpu], [cpu]),
+        ([], []),
+    ):
+        assert presented(*shown).proved() == proved
+
+
 def test_a_long_list_does_not_fill_the_record():
     many = [f"ppid:{number:032x}" for number in range(1, 4001)]
     decision = decided(document(requirement("tdx", platforms=many)), claims("tdx"))

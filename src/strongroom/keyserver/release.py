@@ -243,6 +243,7 @@ class ReleaseService:
         names = names or [one.platform for one in presented.claims]
         platform = next(filter(None, names), f"recipient:{recipient}")
         said = [one.to_json() for one in presented.claims]
+        proved = [one.to_json() for one in presented.proved()]
         grants = [
             Grant(
                 lease_id=one.lease.id,
@@ -252,7 +253,7 @@ class ReleaseService:
                 max_holders=one.policy.lease.max_holders,
                 policy_id=one.policy.id,
                 policy_version=one.policy.version,
-                claims=said,
+                claims=proved,
             )
             for one in verdicts
             if one.lease is not None and one.record is not None and one.policy is not None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from strongroom.attest.appraise import Finding
+from strongroom.attest.appraise import IDENTITY, Finding, binding_rule
 from strongroom.attest.evidence import Claims
 from strongroom.format.encoding import b64url
 from strongroom.release.judgement import Judgement, judge
@@ -93,6 +93,22 @@ class Presented:
     expected_secondary: bytes
     allow_test_roots: bool = False
     evicted: AbstractSet[str] = field(default=frozenset())
+
+    def proved(self) -> list[Claims]:
+        """What is about whoever asks: evidence that is bound to this request, and identities.
+
+        The rest may have been recorded elsewhere, and is nothing to renew a lease upon. Nothing
+        vouches for secondary evidence where the primary is not bound.
+        """
+        evidence = [one for one in self.claims if one.kind not in IDENTITY]
+        found: list[Claims] = []
+        for one in evidence:
+            expected = self.expected_secondary if found else self.expected_primary.get(one.kind)
+            if binding_rule(one, "", expected).ok:
+                found.append(one)
+            elif not found:
+                break
+        return [*found, *(one for one in self.claims if one.kind in IDENTITY)]
 
 
 @dataclass(frozen=True, slots=True)
