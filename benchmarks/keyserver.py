@@ -1,7 +1,7 @@
 """Attested releases per second of one core, and what a restart of a fleet costs.
 
     python benchmarks/keyserver.py [releases] [--database sqlite|postgresql] [--seconds 15]
-                                   [--concurrency 16] [--shared]
+                                   [--concurrency 16] [--rate 120] [--shared]
     python benchmarks/keyserver.py fleet [--machines 2000] [--within 10]
     python benchmarks/keyserver.py cache [--outage 600]
 
@@ -10,7 +10,8 @@ A real server over TLS, with a durable database. Each release is a challenge, a 
 the client verifies and opens, and an audit record that is on the disk before.
 
 ``releases``: the server, its workers and the database have one core, the clients another; ``--shared``
-leaves all cores to all. ``fleet``: machines ask once each, at random moments within some seconds, each
+leaves all cores to all. As fast as they can, sixteen clients wait for one another (16 / releases per
+second, at least); with ``--rate`` so many begin in a second, and times count from when each should. ``fleet``: machines ask once each, at random moments within some seconds, each
 over a connection of its own, at one of two servers with one PostgreSQL; who is refused for load asks
 again after a jittered delay. ``cache``: fifty processes ask the key cache of a machine for one key at the
 same moment, and must cause one release; then one asks again and again; then the server is away for some
@@ -20,6 +21,7 @@ seconds, while keys are asked for every tenth of a second.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import random
@@ -213,11 +215,16 @@ def releases(arguments: argparse.Namespace) -> dict[str, Any]:
             os.sched_setaffinity(0, {1})
         found: list[tuple[float, float]] = []
         stop = threading.Event()
+        begun = time.perf_counter()
+        turns = itertools.count()
 
         def client() -> None:
             with closing(Transport(profile)) as transport:
                 while not stop.is_set():
                     begin = time.perf_counter()
+                    if arguments.rate:
+                        begin = begun + next(turns) / arguments.rate
+                        time.sleep(max(0.0, begin - time.perf_counter()))
                     release(transport, profile, pki, dek)
                     found.append((begin, time.perf_counter() - begin))
 
@@ -386,6 +393,7 @@ def main() -> None:
     parser.add_argument("--database", choices=("sqlite", "postgresql"), default="sqlite")
     parser.add_argument("--seconds", type=float, default=15)
     parser.add_argument("--concurrency", type=int, default=16)
+    parser.add_argument("--rate", type=float, help="releases that begin in a second")
     parser.add_argument("--workers", type=int, default=1, help="processes that verify")
     parser.add_argument("--shared", action="store_true", help="all cores for all")
     parser.add_argument("--machines", type=int, default=2000)
