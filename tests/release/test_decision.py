@@ -683,18 +683,6 @@ def test_claims_on_record_that_are_not_whole(record):
         claims_from_json(record)
 
 
-@pytest.mark.parametrize(("seconds", "code"), [(0, ""), (-86399, ""), (-86400, "attest-again")])
-def test_who_attested_too_long_ago_or_not_yet_attests_again(seconds, code):
-    policy = Policy.parse(document(requirement("tdx")))
-
-    def renewed(seconds):
-        attested = NOW + timedelta(seconds=seconds)
-        return renew(policy, asked(), presented(claims("tdx")), attested).code
-
-    assert renewed(seconds) == code
-    assert renewed(1) == "attest-again"  # the clock was set back
-
-
 def test_what_is_proved_is_bound_to_the_request_or_an_identity():
     cpu, identity = claims("tdx"), claims("mtls")
     gpu = replace(claims("nvidia"), bound=SECONDARY)
