@@ -501,6 +501,24 @@ def test_evidence_that_was_bound_to_nothing_renews_nothing(place):
     assert place.store.renew([released.lease.id], NOW, True)[0]["refused"] == "policy"
 
 
+def test_an_identity_does_not_make_up_for_evidence_that_is_none(place):
+    place.put(any=[{"kind": "mtls", "subject": "CN=a"}])
+    known = Claims("mtls", {"subject": "CN=a"}, b"", False, "mtls:a", NOW + timedelta(days=1))
+    attester = Attester()
+
+    async def use(service):
+        codes = []
+        for evidence in ((), (Evidence("tdx", b"no quote"),)):
+            challenge = service.challenge()
+            request = replace(attester.request(challenge), evidence=evidence)
+            answer = await service.release(request, [known], "")
+            (result,) = attester.open(answer, challenge, service)
+            codes.append(getattr(result, "code", "released"))
+        return codes
+
+    assert place.run(use) == ["released", "evidence"]
+
+
 def test_an_evicted_machine(place):
     ask(place)
     (node,) = place.store.nodes()
