@@ -21,8 +21,8 @@ seconds, while keys are asked for every tenth of a second.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
+import multiprocessing
 import os
 import random
 import secrets
@@ -37,7 +37,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -47,18 +47,16 @@ import psutil
 from strongroom.attest.endorsements import Wanted as WantedEndorsement
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.sources.files import DirectorySource
-from strongroom.crypto.hpke import MLKEM768X25519
 from strongroom.crypto.secret import SecretBytes
 from strongroom.keyserver.config import load_config
 from strongroom.keyserver.init import Wanted, initialise
 from strongroom.keyserver.opening import open_store
 from strongroom.keyserver.store import Actor
+from strongroom.providers.keyserver.client import Attester, ReleaseClient
 from strongroom.providers.keyserver.profile import Profile, read_profile
 from strongroom.providers.keyserver.transport import Transport
 from strongroom.providers.unix_socket import KeyCache
-from strongroom.release.answer import Released, open_answer
 from strongroom.release.binding import WantedKey
-from strongroom.release.messages import Challenge, ReleaseRequest
 from strongroom.release.names import KeyName
 from strongroom.testing.intel import IntelPki
 
@@ -160,21 +158,22 @@ def running(
         process.wait(60)
 
 
-def release(transport: Transport, profile: Profile, pki: IntelPki, expected: SecretBytes) -> None:
+@dataclass(frozen=True)
+class Machine:
+    """A trust domain with quotes of its own, as a collector."""
+
+    pki: IntelPki
+    kind: str = "tdx"
+
+    def collect(self, bound: bytes) -> Evidence:
+        return Evidence("tdx", self.pki.tdx_quote(bound, mr_td=MR_TD, rtmr1=RTMR1))
+
+
+def release(client: ReleaseClient, expected: SecretBytes) -> None:
     """One whole release; raises if the key is not the right one."""
-    challenge = Challenge.from_json(transport.request("POST", "/v1/challenge", {}))
-    secret = SecretBytes.random(MLKEM768X25519.secret_size)
-    public = MLKEM768X25519.public_of(secret)
-    wanted = (WantedKey(KeyName(NAME), BUNDLE),)
-    request = ReleaseRequest(challenge.challenge, MLKEM768X25519.alg, public, wanted)
-    binding = request.binding(challenge.server_id)
-    quote = pki.tdx_quote(binding.for_primary("tdx"), mr_td=MR_TD, rtmr1=RTMR1)
-    body = {**request.to_json(), "evidence": [Evidence("tdx", quote).to_json()]}
-    _, (answer,) = open_answer(
-        transport.request("POST", "/v1/release", body), binding, secret, profile.signing_key
-    )
-    if not isinstance(answer, Released) or answer.dek != expected:
-        raise SystemExit(f"a wrong release: {answer}")
+    (answer,) = client.release([WantedKey(KeyName(NAME), BUNDLE)])
+    if answer.dek != expected:
+        raise SystemExit("a wrong key")
 
 
 def percentile(values: list[float], part: float) -> float:
@@ -188,6 +187,55 @@ def cpu_seconds(pids: list[int]) -> float:
             times = one.cpu_times()
             total += times.user + times.system
     return total
+
+
+_PROCESSES = 4
+"""Threads of one process wait for its interpreter, which would count as the server's time."""
+
+
+def client(
+    arguments: argparse.Namespace,
+    profile: Profile,
+    pki: IntelPki,
+    dek: SecretBytes,
+    end: float,
+    results: Any,
+    turns: Any,
+) -> None:
+    """Ask until ``end`` in some threads; put the moments and seconds of all releases into ``results``."""
+    found: list[tuple[float, float]] = []
+    failed: list[BaseException] = []
+    paced = end - arguments.seconds - 1
+
+    def ask() -> None:
+        with closing(Transport(profile)) as transport:
+            machine = ReleaseClient(profile, Attester(Machine(pki)), transport=transport)
+            release(machine, dek)  # connects
+            while (begin := time.perf_counter()) < end:
+                if arguments.rate:
+                    with turns.get_lock():
+                        begin = paced + turns.value / arguments.rate
+                        turns.value += 1
+                    time.sleep(max(0.0, begin - time.perf_counter()))
+                release(machine, dek)
+                found.append((begin, time.perf_counter() - begin))
+
+    def asking() -> None:
+        try:
+            ask()
+        except (Exception, SystemExit) as error:
+            failed.append(error)
+
+    threads = [
+        threading.Thread(target=asking) for _ in range(max(1, arguments.concurrency // _PROCESSES))
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    results.put((found, time.process_time()))
+    if failed:
+        raise SystemExit(str(failed[0]))
 
 
 def releases(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -213,33 +261,29 @@ def releases(arguments: argparse.Namespace) -> dict[str, Any]:
         pids.append(stack.enter_context(running(config, profile, server_cpus)))
         if not arguments.shared:
             os.sched_setaffinity(0, {1})
-        found: list[tuple[float, float]] = []
-        stop = threading.Event()
-        begun = time.perf_counter()
-        turns = itertools.count()
-
-        def client() -> None:
-            with closing(Transport(profile)) as transport:
-                while not stop.is_set():
-                    begin = time.perf_counter()
-                    if arguments.rate:
-                        begin = begun + next(turns) / arguments.rate
-                        time.sleep(max(0.0, begin - time.perf_counter()))
-                    release(transport, profile, pki, dek)
-                    found.append((begin, time.perf_counter() - begin))
-
-        threads = [threading.Thread(target=client) for _ in range(arguments.concurrency)]
-        for thread in threads:
-            thread.start()
-        time.sleep(2)  # connections, caches, the clock of the processor
-        begin, used = time.perf_counter(), cpu_seconds(pids)
-        clients = time.process_time()
-        time.sleep(arguments.seconds)
-        end, used = time.perf_counter(), cpu_seconds(pids) - used
-        clients = time.process_time() - clients
-        stop.set()
-        for thread in threads:
-            thread.join()
+        context = multiprocessing.get_context("fork")
+        begin = time.perf_counter() + 2  # connections, caches, the clock of the processor
+        end = begin + arguments.seconds
+        results, turns = context.SimpleQueue(), context.Value("Q", 0)
+        clients = [
+            context.Process(target=client, args=(arguments, profile, pki, dek, end, results, turns))
+            for _ in range(_PROCESSES)
+        ]
+        for one in clients:
+            one.start()
+        time.sleep(begin - time.perf_counter())
+        used = cpu_seconds(pids)
+        time.sleep(end - time.perf_counter())
+        used = cpu_seconds(pids) - used
+        found, clients_used = [], 0.0
+        for _ in clients:
+            times, cpu = results.get()
+            found += times
+            clients_used += cpu
+        for one in clients:
+            one.join()
+        if any(one.exitcode for one in clients):
+            raise SystemExit("a client failed")
         seconds = [took for start, took in found if start >= begin and start + took <= end]
         rate = len(seconds) / (end - begin)
         return {
@@ -247,11 +291,45 @@ def releases(arguments: argparse.Namespace) -> dict[str, Any]:
             "per_second": rate,
             "cpu_of_server": used / (end - begin),
             "per_cpu_second": rate / (used / (end - begin)),
-            "cpu_of_clients": clients / (end - begin),
+            "cpu_of_clients": clients_used / (arguments.seconds + 2),
             "p50_ms": statistics.median(seconds) * 1e3,
             "p99_ms": percentile(seconds, 0.99) * 1e3,
             "concurrency": arguments.concurrency,
         }
+
+
+def restart(
+    machines: list[IntelPki],
+    servers: tuple[Profile, ...],
+    dek: SecretBytes,
+    begin: float,
+    within: float,
+    answers: Any,
+) -> None:
+    """All machines ask once; puts the seconds of each, the failures, and the end into ``answers``."""
+    results: list[float] = []
+    failures: list[str] = []
+    random.seed()
+
+    def ask(machine: IntelPki, moment: float) -> None:
+        time.sleep(max(0.0, moment - time.monotonic()))
+        profile = random.choice(servers)
+        try:
+            with closing(Transport(profile, attempts=12)) as transport:
+                release(ReleaseClient(profile, Attester(Machine(machine)), transport=transport), dek)
+            results.append(time.monotonic() - moment)
+        except (Exception, SystemExit) as error:
+            failures.append(repr(error))
+
+    threads = [
+        threading.Thread(target=ask, args=(machine, begin + random.uniform(0, within)))
+        for machine in machines
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    answers.put((results, failures, time.monotonic()))
 
 
 def fleet(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -283,33 +361,35 @@ def fleet(arguments: argparse.Namespace) -> dict[str, Any]:
             pki.another(ppid=secrets.token_bytes(16), piid=secrets.token_bytes(16))
             for _ in range(arguments.machines)
         ]
-        begin = time.monotonic() + 1
-        moments = sorted(begin + random.uniform(0, arguments.within) for _ in machines)
+        begin = time.monotonic() + 3
+        context = multiprocessing.get_context("fork")
+        answers = context.SimpleQueue()
+        used = cpu_seconds(pids)
+        parts = [machines[number::_PROCESSES] for number in range(_PROCESSES)]
+        groups = [
+            context.Process(
+                target=restart, args=(part, (profile, there), dek, begin, arguments.within, answers)
+            )
+            for part in parts
+        ]
+        for one in groups:
+            one.start()
         results: list[float] = []
         failures: list[str] = []
-
-        def machine(number: int) -> None:
-            time.sleep(max(0.0, moments[number] - time.monotonic()))
-            asked = time.monotonic()
-            try:
-                with closing(Transport(random.choice((profile, there)), attempts=12)) as transport:
-                    release(transport, profile, machines[number], dek)
-                results.append(time.monotonic() - asked)
-            except (Exception, SystemExit) as error:
-                failures.append(repr(error))
-
-        used = cpu_seconds(pids)
-        threads = [threading.Thread(target=machine, args=(n,)) for n in range(len(machines))]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        ends: list[float] = []
+        for _ in groups:
+            times, failed, end = answers.get()
+            results += times
+            failures += failed
+            ends.append(end)
+        for one in groups:
+            one.join()
         used = cpu_seconds(pids) - used
         return {
             "machines": len(machines),
             "failures": failures[:3],
             "failed": len(failures),
-            "last_key_s": time.monotonic() - begin,
+            "last_key_s": max(ends) - begin,
             "p50_s": statistics.median(results),
             "p99_s": percentile(results, 0.99),
             "cpu_seconds_of_servers": used,
