@@ -100,8 +100,9 @@ $(VENV)/.complete: pyproject.toml constraints.txt | system
 	$(call new-venv,$(VENV))
 	$(install-torch)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all]' $(addprefix --group ,$(GROUP_NAMES))
-	@# Its own requirements are the clients of five clouds, and one excludes what gcsfs needs.
-	$(BIN)/pip install --quiet --no-deps 'kserve-storage>=0.21'
+	@# What the first requires are the clients of five clouds, and one excludes what gcsfs needs; the second
+	@# asks for TensorFlow by the name of its other build, the third for an older protobuf.
+	$(BIN)/pip install --quiet --no-deps 'kserve-storage>=0.21' 'tensorflow-serving-api>=2.18' 'tritonclient>=2.60'
 	@if test -e /usr/include/tss2/tss2_esys.h; then \
 		$(BIN)/pip install --quiet --group tpm; \
 	else \

@@ -1,0 +1,48 @@
+"""Which backend a model is for, and calling it."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Final, cast
+
+from strongroom.errors import UnknownFramework
+from strongroom.loaders.registry import detect
+from strongroom.model.reader import SealedModel
+from strongroom.serving.backend import Backend, BackendOptions, LoadedModel
+
+__all__ = ["BACKENDS", "load"]
+
+BACKENDS: Final = {
+    "onnx": "onnx",
+    "torchscript": "torch",
+    "torch.export": "torch",
+    "tensorflow": "tensorflow",
+    "paddle.inference": "paddle",
+    "paddle.jit": "paddle",
+    "openvino": "openvino",
+    "sklearn": "sklearn",
+    "xgboost": "xgboost",
+    "python": "python",
+}
+"""Framework, as :mod:`strongroom.loaders.registry` names it, → module of this package."""
+
+
+def load(model: SealedModel, name: str | None, options: BackendOptions) -> LoadedModel:
+    """Load an open model.
+
+    Args:
+        model: open.
+        name: of a framework; None finds it from the names and contents of the files.
+
+    Raises:
+        UnknownFramework: no backend serves it.
+        StrongroomError: see :mod:`strongroom.errors`.
+    """
+    found = name or detect(model, options.file)
+    if found not in BACKENDS:
+        raise UnknownFramework(
+            f"Models of {found} cannot be served.",
+            hint="Those of " + ", ".join(BACKENDS) + " can; python takes a class of your own.",
+        )
+    module = importlib.import_module(f"strongroom.serving.backends.{BACKENDS[found]}")
+    return cast("Backend", module).load(model, options)

@@ -1,0 +1,190 @@
+"""Requests put together: one thread gathers what waits, runs the model once, and hands out the parts."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from strongroom.serving.admission import full, late
+from strongroom.serving.backend import Arrays
+from strongroom.serving.config import Batching
+from strongroom.serving.status import Code, RequestError
+
+__all__ = ["Batcher", "Work"]
+
+Outputs = dict[str, "np.ndarray[Any, Any]"]
+
+
+@dataclass(slots=True)
+class Work:
+    """A request in the queue.
+
+    Attributes:
+        signature, inputs, outputs: of the run.
+        size: examples.
+        deadline: moment of ``time.monotonic()``.
+        gone: whether the client still waits.
+        result: the outputs of these examples.
+    """
+
+    signature: str
+    inputs: Arrays
+    outputs: Sequence[str]
+    size: int
+    deadline: float
+    gone: Callable[[], bool]
+    result: Future[Outputs] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
+
+    def key(self) -> tuple[Any, ...]:
+        """Works of one key can be put together."""
+        shapes = tuple((name, value.shape[1:]) for name, value in self.inputs.items())
+        return (self.signature, tuple(self.outputs), shapes)
+
+
+class Batcher:
+    """The queue of one version of a model, and its threads.
+
+    Args:
+        run: the model: signature, inputs, outputs wanted → outputs.
+        batching: how many examples, and how long to wait for them.
+        queue: works that may wait.
+        threads: runs at the same time.
+        ran: told the examples and seconds of each run.
+    """
+
+    def __init__(
+        self,
+        run: Callable[[str, Arrays, Sequence[str]], Outputs],
+        batching: Batching,
+        *,
+        queue: int,
+        threads: int = 1,
+        ran: Callable[[int, float], None] = lambda examples, seconds: None,
+    ) -> None:
+        self._run = run
+        self._batching = batching
+        self._limit = queue
+        self._ran = ran
+        self._queue: deque[Work] = deque()
+        self._changed = threading.Condition()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._loop, name=f"batch-{number}", daemon=True)
+            for number in range(threads)
+        ]
+        for one in self._threads:
+            one.start()
+
+    @property
+    def waiting(self) -> int:
+        """Works in the queue."""
+        return len(self._queue)
+
+    def submit(self, work: Work) -> Future[Outputs]:
+        """Queue a work.
+
+        Raises:
+            RequestError: RESOURCE_EXHAUSTED; UNAVAILABLE once it is closed.
+        """
+        with self._changed:
+            if self._closed:
+                raise RequestError(Code.UNAVAILABLE, "This version of the model is being unloaded.")
+            if len(self._queue) >= self._limit:
+                raise full(self._limit)
+            self._queue.append(work)
+            self._changed.notify()
+        return work.result
+
+    def close(self) -> None:
+        """Run what is queued, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        for one in self._threads:
+            one.join()
+
+    def _loop(self) -> None:
+        while batch := self._gather():
+            self._serve(batch)
+
+    def _gather(self) -> list[Work]:
+        """What to run next; empty at the end."""
+        with self._changed:
+            while True:
+                if not self._queue:
+                    if self._closed:
+                        return []
+                    self._changed.wait()
+                    continue
+                left = self._queue[0].arrived + self._batching.delay - time.monotonic()
+                if left > 0 and not self._closed and not self._full():
+                    self._changed.wait(left)
+                elif batch := self._take():
+                    return batch
+
+    def _full(self) -> bool:
+        return sum(one.size for one in self._queue) >= self._batching.max_batch
+
+    def _take(self) -> list[Work]:
+        """The first work, and those behind it that fit with it; the others keep their order."""
+        batch: list[Work] = []
+        rest: deque[Work] = deque()
+        size, key, now = 0, None, time.monotonic()
+        for one in self._queue:
+            if batch and (size + one.size > self._batching.max_batch or one.key() != key):
+                rest.append(one)
+            elif one.gone() or not one.result.set_running_or_notify_cancel():
+                one.result.cancel()
+            elif one.deadline <= now:
+                one.result.set_exception(late())
+            else:
+                batch.append(one)
+                size, key = size + one.size, key or one.key()
+        self._queue = rest
+        return batch
+
+    def _serve(self, batch: Sequence[Work]) -> None:
+        try:
+            results = self._run_together(batch)
+        except RequestError as error:
+            if len(batch) == 1:
+                batch[0].result.set_exception(error)
+                return
+            # Values of one that the model cannot take are not the fault of the others.
+            for one in batch:
+                self._serve([one])
+        except Exception as error:
+            for one in batch:
+                one.result.set_exception(error)
+        else:
+            for one, outputs in zip(batch, results, strict=True):
+                one.result.set_result(outputs)
+
+    def _run_together(self, batch: Sequence[Work]) -> list[Outputs]:
+        first = batch[0]
+        size = sum(one.size for one in batch)
+        inputs = first.inputs
+        if len(batch) > 1:
+            inputs = {
+                name: np.concatenate([one.inputs[name] for one in batch]) for name in first.inputs
+            }
+        began = time.perf_counter()
+        outputs = self._run(first.signature, inputs, first.outputs)
+        self._ran(size, time.perf_counter() - began)
+        if len(batch) == 1:
+            return [outputs]
+        if any(value.ndim == 0 or value.shape[0] != size for value in outputs.values()):
+            raise ValueError("the model does not keep examples apart: it cannot be batched")
+        ends = np.cumsum([one.size for one in batch])
+        return [
+            {name: value[end - one.size : end] for name, value in outputs.items()}
+            for one, end in zip(batch, ends, strict=True)
+        ]

@@ -1,0 +1,95 @@
+"""From gRPC's calls to functions of a request: errors, deadlines, and who asks."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import grpc
+
+from strongroom.errors import StrongroomError
+from strongroom.serving.call import Call, Client
+from strongroom.serving.messages import method_types
+from strongroom.serving.status import code_of
+
+__all__ = ["Context", "service"]
+
+_CODES = {one.value[0]: one for one in grpc.StatusCode}
+
+
+class Context:
+    """What a call brings beside its message.
+
+    Attributes:
+        client: who asks.
+        deadline: moment of ``time.monotonic()``, or None.
+    """
+
+    __slots__ = ("_context", "client", "deadline")
+
+    def __init__(self, context: Any) -> None:
+        self._context = context
+        left = context.time_remaining()
+        # Without a deadline gRPC says some ten billion years.
+        self.deadline = None if left is None or left > 1e8 else time.monotonic() + left
+        self.client = _client(context)
+
+    def watch(self, call: Call) -> Call:
+        """Give the call deadline and client, and note on it when the client has gone."""
+        call.client, call.deadline, call.transport = self.client, self.deadline, "grpc"
+
+        def gone() -> None:
+            call.cancelled = True
+
+        self._context.add_callback(gone)
+        return call
+
+
+def service(name: str, methods: Mapping[str, Callable[[Any, Context], Any]]) -> Any:
+    """A handler for ``grpc.Server.add_generic_rpc_handlers``.
+
+    Args:
+        name: full, as in the ``.proto`` file.
+        methods: name → function of message and context that gives the answer; it raises errors of this
+            project, which become the call's status.
+    """
+    types = method_types(name)
+    handlers = {
+        method: grpc.unary_unary_rpc_method_handler(
+            _guarded(function),
+            request_deserializer=types[method][0].FromString,
+            response_serializer=types[method][1].SerializeToString,
+        )
+        for method, function in methods.items()
+    }
+    return grpc.method_handlers_generic_handler(name, handlers)
+
+
+def _guarded(function: Callable[[Any, Context], Any]) -> Callable[[Any, Any], Any]:
+    def answer(request: Any, context: Any) -> Any:
+        try:
+            return function(request, Context(context))
+        except StrongroomError as error:
+            code, said = code_of(error), error.message
+        return context.abort(_CODES[int(code)], said)
+
+    return answer
+
+
+def _client(context: Any) -> Client:
+    token = None
+    for name, value in context.invocation_metadata():
+        if name == "authorization" and isinstance(value, str) and value[:7].lower() == "bearer ":
+            token = value[7:]
+    auth = context.auth_context()
+    names = tuple(
+        one.decode("utf-8", "replace") for one in auth.get("x509_subject_alternative_name", ())
+    )
+    subject = next(iter(auth.get("x509_subject", ())), None)
+    return Client(
+        address=context.peer(),
+        subject=None if subject is None else subject.decode("utf-8", "replace"),
+        names=names,
+        token=token,
+    )

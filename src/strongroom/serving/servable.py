@@ -1,0 +1,247 @@
+"""One loaded version of a model: who runs when, and what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Any, Final, TypeVar
+
+from strongroom.serving.admission import Admission, late
+from strongroom.serving.backend import Arrays, LoadedModel
+from strongroom.serving.batching import Batcher, Outputs, Work
+from strongroom.serving.call import Answer, Call
+from strongroom.serving.checking import check_inputs, wanted_outputs
+from strongroom.serving.config import ModelConfig
+from strongroom.serving.status import Code, RequestError
+
+__all__ = ["DEFAULT_SIGNATURE", "Servable", "Statistics"]
+
+DEFAULT_SIGNATURE: Final = "serving_default"
+_QUICK_SECONDS: Final = 0.0005
+"""A model whose usual run takes less is run by the event loop itself: another thread costs 0.1 ms."""
+
+Result = TypeVar("Result")
+
+_WEIGHT: Final = 0.1
+"""Of the last run in the usual one."""
+
+
+@dataclass(slots=True)
+class Statistics:
+    """Since the version was loaded; seconds are sums.
+
+    Attributes:
+        requests, failed: answered, and not.
+        examples: that the model has computed.
+        runs: of the model; below the requests where they were put together.
+        run_seconds: of the model.
+        request_seconds: from when a request was there to its answer.
+        last: moment of the last request, ``time.time()``; 0 before the first.
+        waiting: requests in the queue now.
+    """
+
+    requests: int = 0
+    failed: int = 0
+    examples: int = 0
+    runs: int = 0
+    run_seconds: float = 0.0
+    request_seconds: float = 0.0
+    last: float = 0.0
+    waiting: int = 0
+
+
+class Servable:
+    """A version that answers.
+
+    Args:
+        config: of the model.
+        version: number.
+        model: loaded.
+        fault: told of exceptions that are the model's fault.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        version: int,
+        model: LoadedModel,
+        fault: Callable[[BaseException], None] = lambda error: None,
+    ) -> None:
+        self.name = config.name
+        self.version = version
+        self.platform = model.platform
+        self.signatures = model.signatures
+        self.batching = config.batching
+        self._model = model
+        self._fault = fault
+        self._timeout = config.limits.timeout
+        self._admission = Admission(config.limits)
+        self._threads = ThreadPoolExecutor(config.limits.concurrency, f"{self.name}-{version}")
+        self._batcher: Batcher | None = None
+        if config.batching is not None:
+            self._batcher = Batcher(
+                self._run,
+                config.batching,
+                queue=config.limits.queue,
+                threads=config.limits.concurrency,
+                ran=self._ran,
+            )
+        self._usual: float | None = None
+        self._numbers = Statistics()
+        self._lock = threading.Lock()
+
+    def infer(self, call: Call) -> Answer:
+        """Answer a call; blocks.
+
+        Raises:
+            RequestError: with the code for the client.
+        """
+        began = time.monotonic()
+        answered = False
+        try:
+            work = self._prepare(call, began)
+            if self._batcher is not None and self.signatures[work.signature].batched:
+                outputs = self._patiently(self._batcher.submit(work), work.deadline)
+            else:
+                turn = self._admission.enter()
+                if turn is not None:
+                    self._wait(turn, work.deadline)
+                outputs = self._run_alone(work)
+            answered = True
+            return self._answer(work, outputs)
+        finally:
+            self._count(answered, began)
+
+    async def infer_async(self, call: Call) -> Answer:
+        """As :meth:`infer`, for the event loop, which runs a quick model itself."""
+        began = time.monotonic()
+        answered = False
+        try:
+            work = self._prepare(call, began)
+            outputs = await self._outputs(work)
+            answered = True
+            return self._answer(work, outputs)
+        finally:
+            self._count(answered, began)
+
+    async def _outputs(self, work: Work) -> Outputs:
+        if self._batcher is not None and self.signatures[work.signature].batched:
+            future = self._batcher.submit(work)
+            return await self._await(future, work.deadline, future.cancel)
+        turn = self._admission.enter()
+        if turn is not None:
+            await self._await(turn, work.deadline, lambda: self._admission.give_up(turn))
+        if self._usual is not None and self._usual < _QUICK_SECONDS:
+            return self._run_alone(work)
+        # A run cannot be stopped: its place is free when it ends, whether or not somebody waits.
+        running = self._threads.submit(self._run_alone, work)
+        return await self._await(running, work.deadline, lambda: None)
+
+    def _count(self, answered: bool, began: float) -> None:
+        numbers = self._numbers
+        with self._lock:
+            numbers.requests += answered
+            numbers.failed += not answered
+            numbers.request_seconds += time.monotonic() - began
+            numbers.last = time.time()
+
+    def _prepare(self, call: Call, began: float) -> Work:
+        name = call.signature or DEFAULT_SIGNATURE
+        signature = self.signatures.get(name)
+        if signature is None:
+            known = ", ".join(sorted(self.signatures))
+            raise RequestError(
+                Code.INVALID_ARGUMENT,
+                f"The model has no signature {name[:80]!r}; it has {known}.",
+            )
+        size = check_inputs(call.inputs, signature)
+        outputs = wanted_outputs(call.outputs, signature)
+        deadline = began + self._timeout
+        if call.deadline is not None:
+            deadline = min(deadline, call.deadline)
+            if call.deadline <= began:
+                raise late()
+        return Work(name, call.inputs, outputs, size, deadline, lambda: call.cancelled)
+
+    def _answer(self, work: Work, outputs: Outputs) -> Answer:
+        signature = self.signatures[work.signature]
+        return Answer(self.name, self.version, work.signature, outputs, signature)
+
+    def _wait(self, turn: Future[None], deadline: float) -> None:
+        try:
+            turn.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            self._admission.give_up(turn)
+            raise late() from None
+
+    def _patiently(self, future: Future[Outputs], deadline: float) -> Outputs:
+        try:
+            return future.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError:
+            if future.done():  # the model's own
+                raise
+            future.cancel()
+            raise late() from None
+
+    async def _await(
+        self, future: Future[Result], deadline: float, give_up: Callable[[], Any]
+    ) -> Result:
+        try:
+            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                return await asyncio.shield(asyncio.wrap_future(future))
+        except TimeoutError:
+            give_up()
+            raise late() from None
+        except asyncio.CancelledError:
+            give_up()
+            raise
+
+    def _run_alone(self, work: Work) -> Outputs:
+        try:
+            if work.gone():
+                raise RequestError(Code.CANCELLED, "The client has gone.")
+            began = time.perf_counter()
+            outputs = self._run(work.signature, work.inputs, work.outputs)
+            self._ran(work.size, time.perf_counter() - began)
+            return outputs
+        finally:
+            self._admission.leave()
+
+    def _run(self, signature: str, inputs: Arrays, outputs: Sequence[str]) -> Outputs:
+        try:
+            return self._model.run(signature, inputs, outputs)
+        except RequestError:
+            raise
+        except Exception as error:
+            self._fault(error)
+            # Its words may quote what it computed with.
+            raise RequestError(
+                Code.INTERNAL, f"The model {self.name} failed ({type(error).__name__})."
+            ) from None
+
+    def _ran(self, examples: int, seconds: float) -> None:
+        numbers = self._numbers
+        with self._lock:
+            usual = self._usual
+            self._usual = seconds if usual is None else usual + _WEIGHT * (seconds - usual)
+            numbers.examples += examples
+            numbers.runs += 1
+            numbers.run_seconds += seconds
+
+    def statistics(self) -> Statistics:
+        """The numbers so far."""
+        batcher = self._batcher
+        waiting = self._admission.waiting if batcher is None else batcher.waiting
+        with self._lock:
+            return replace(self._numbers, waiting=waiting)
+
+    def close(self) -> None:
+        """Answer what waits, then free the model. Nothing new comes any more."""
+        if self._batcher is not None:
+            self._batcher.close()
+        self._threads.shutdown()
+        self._model.close()
