@@ -21,9 +21,9 @@ from strongroom.errors import (
 )
 from strongroom.keyserver.errors_http import HttpError, error_answer
 from strongroom.keyserver.guard import Guard
-from strongroom.keyserver.logs import configure_logging, log
 from strongroom.keyserver.metrics import Metrics
 from strongroom.keyserver.settings import Limits
+from strongroom.web.logs import configure_logging, log
 
 SECRET = "canary-secret"
 NASTY = 'a"\n{}\x1b[0m\u2028é'

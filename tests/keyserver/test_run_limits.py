@@ -3,13 +3,8 @@ import asyncio
 import pytest
 
 from strongroom.keyserver.errors_http import HttpError
-from strongroom.keyserver.limits import (
-    MAX_ADDRESSES,
-    ConnectionCount,
-    LimitedBody,
-    RateLimit,
-    source_group,
-)
+from strongroom.keyserver.limits import MAX_ADDRESSES, LimitedBody, RateLimit
+from strongroom.web.addresses import ConnectionCount, source_group
 
 
 def test_a_burst_then_the_rate():

@@ -14,10 +14,10 @@ from starlette.routing import Route
 
 from strongroom.errors import StrongroomError
 from strongroom.keyserver.errors_http import HttpError, error_answer, status_and_code
-from strongroom.keyserver.logs import describe, log
 from strongroom.keyserver.routes import audit, enrolment, health, keys, nodes, policies, public, tokens
 from strongroom.keyserver.services import Services
 from strongroom.keyserver.version import VERSION
+from strongroom.web.logs import describe, log
 
 __all__ = ["make_app"]
 

@@ -14,10 +14,11 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Scope
 
 from strongroom.keyserver.errors_http import HttpError, error_answer
-from strongroom.keyserver.limits import LimitedBody, RateLimit, source_group
-from strongroom.keyserver.logs import OF_REQUEST, describe, log, log_request
+from strongroom.keyserver.limits import LimitedBody, RateLimit
 from strongroom.keyserver.metrics import Metrics
 from strongroom.keyserver.settings import Limits
+from strongroom.web.addresses import source_group
+from strongroom.web.logs import OF_REQUEST, describe, log, log_request
 
 __all__ = ["Guard"]
 

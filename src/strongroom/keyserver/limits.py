@@ -7,8 +7,6 @@ replicas an address gets as many times as much, which is what the protection nee
 from __future__ import annotations
 
 import asyncio
-import functools
-import ipaddress
 import math
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, MutableMapping
@@ -16,37 +14,12 @@ from typing import Any, Final
 
 from strongroom.keyserver.errors_http import HttpError
 
-__all__ = [
-    "MAX_ADDRESSES",
-    "MAX_HEAD",
-    "ConnectionCount",
-    "LimitedBody",
-    "RateLimit",
-    "source_group",
-    "too_large",
-]
+__all__ = ["MAX_ADDRESSES", "LimitedBody", "RateLimit", "too_large"]
 
 MAX_ADDRESSES: Final = 20_000
 """Addresses whose budgets are remembered, at 200 bytes each; the one unseen longest is forgotten."""
 
-MAX_HEAD: Final = 32 << 10
-"""Bytes of a request line and headers: a token of Kubernetes has some 1.5 KB, others up to 8 KB."""
-
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
-
-
-@functools.lru_cache(4096)
-def source_group(host: str) -> str:
-    """Whom an address counts for: itself, or its /64 network for IPv6, which one machine has whole."""
-    try:
-        address = ipaddress.ip_address(host.partition("%")[0])
-    except ValueError:
-        return host
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.ipv4_mapped is not None:
-            return str(address.ipv4_mapped)
-        return str(ipaddress.ip_network((address, 64), strict=False))
-    return str(address)
 
 
 class RateLimit:
@@ -82,38 +55,6 @@ class RateLimit:
                 hint="Wait as long as Retry-After says, and add some jitter.",
                 retry_after=max(1, math.ceil((1 - tokens) / self._rate)),
             )
-
-
-class ConnectionCount:
-    """How many connections are open.
-
-    Args:
-        per_address: that one address may hold.
-        total: of all of them.
-    """
-
-    def __init__(self, per_address: int, total: int) -> None:
-        self._per_address = per_address
-        self._left = total
-        self._open: dict[str, int] = {}
-
-    def enter(self, source: str) -> bool:
-        """Count one more; False if that is one too many, which then is not counted."""
-        count = self._open.get(source, 0)
-        if count >= self._per_address or not self._left:
-            return False
-        self._open[source] = count + 1
-        self._left -= 1
-        return True
-
-    def leave(self, source: str) -> None:
-        """Count one less."""
-        self._left += 1
-        count = self._open[source] - 1
-        if count:
-            self._open[source] = count
-        else:
-            del self._open[source]
 
 
 class LimitedBody:

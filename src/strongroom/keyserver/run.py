@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import resource
 import shutil
 import signal
 import socket
@@ -20,54 +19,18 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from strongroom.crypto.secret import SecretBytes, keep_out_of_core_dumps
-from strongroom.errors import StrongroomError, Unavailable, UsageError
-from strongroom.keyserver.logs import configure_logging, log
-from strongroom.keyserver.settings import Config, Listen
+from strongroom.errors import StrongroomError, Unavailable
+from strongroom.keyserver.settings import Config
+from strongroom.web.logs import configure_logging, log
+from strongroom.web.sockets import allow_many_descriptors, bind
 
-__all__ = ["bind", "run"]
+__all__ = ["run"]
 
-_BACKLOG: Final = 2048
 _FAILED_START: Final = 3.0
 """Seconds: a process that ends earlier has not started, and would not the next time."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD)
-
-
-def bind(listen: Listen) -> list[socket.socket]:
-    """Sockets for all addresses of the host.
-
-    Raises:
-        UsageError: the name has no address.
-        Unavailable: somebody else listens there.
-    """
-    try:
-        found = socket.getaddrinfo(
-            listen.host, listen.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )
-    except OSError:
-        raise UsageError(f"listen.host {listen.host} is no address of this machine.") from None
-    sockets: list[socket.socket] = []
-    port = listen.port
-    for family, kind, protocol, _, address in dict.fromkeys(found):
-        one = socket.socket(family, kind, protocol)
-        sockets.append(one)
-        one.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if family == socket.AF_INET6:
-            one.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        try:
-            # Port 0 is chosen once, for all addresses of the name.
-            one.bind((address[0], port, *address[2:]))
-            one.listen(_BACKLOG)
-        except OSError as error:
-            for each in sockets:
-                each.close()
-            reason = os.strerror(error.errno or 0).lower()
-            raise Unavailable(
-                f"Cannot listen at {listen.host}, port {listen.port}: {reason}."
-            ) from error
-        port = one.getsockname()[1]
-    return sockets
 
 
 def run(config: Config, passphrase: SecretBytes | None = None) -> None:
@@ -82,8 +45,8 @@ def run(config: Config, passphrase: SecretBytes | None = None) -> None:
     """
     configure_logging()
     keep_out_of_core_dumps()
-    _allow_many_descriptors()
-    sockets = bind(config.listen)
+    allow_many_descriptors()
+    sockets = bind(config.listen.host, config.listen.port)
     host, port = sockets[0].getsockname()[:2]
     log.info("listening", host=host, port=port, server_id=config.server_id, pid=os.getpid())
     if config.test:
@@ -124,13 +87,6 @@ def _try_root_key(config: Config, passphrase: SecretBytes | None) -> None:
         raise error
 
 
-def _allow_many_descriptors() -> None:
-    """A descriptor for each connection: the soft limit of most systems is 1024."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(OSError, ValueError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
 def _fork(serve: Callable[[], None]) -> int:
     parent = os.getpid()
     pid = os.fork()
@@ -144,7 +100,7 @@ def _fork(serve: Callable[[], None]) -> int:
             serve()
         code = 0
     except BaseException as error:
-        from strongroom.keyserver.logs import describe
+        from strongroom.web.logs import describe
 
         log.error("worker failed", **describe(error))
         if isinstance(error, StrongroomError):

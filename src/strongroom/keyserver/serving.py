@@ -22,7 +22,6 @@ from strongroom.keyserver.direct_routes import DirectRoutes
 from strongroom.keyserver.enrolment import Enrolments
 from strongroom.keyserver.guard import Guard
 from strongroom.keyserver.identities import Identities
-from strongroom.keyserver.logs import describe, log
 from strongroom.keyserver.metrics import Metrics
 from strongroom.keyserver.opening import now, open_store
 from strongroom.keyserver.release import ReleaseService
@@ -32,6 +31,7 @@ from strongroom.keyserver.tls import protocol_class
 from strongroom.keyserver.tls_contexts import Certificates
 from strongroom.keyserver.trust import key_set_specs, roots_of
 from strongroom.keyserver.verification import VerificationPool
+from strongroom.web.logs import describe, log
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -111,7 +111,7 @@ class _Server(uvicorn.Server):
         if self._certificates.clients != clients:
             # Whoever came with a certificate comes again, and is looked at again.
             for one in list(self.server_state.connections):
-                if getattr(one, "_certificate", None) is not None:
+                if getattr(one, "_connection", None) is not None:
                     one.shutdown()
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:

@@ -20,8 +20,8 @@ from cryptography import x509
 
 from strongroom.attest.certificate_parsing import quiet
 from strongroom.errors import InvalidKey, os_errors
-from strongroom.keyserver.logs import log
 from strongroom.keyserver.settings import Tls
+from strongroom.web.logs import log
 
 __all__ = ["Certificates", "ClientCertificate", "client_certificate"]
 

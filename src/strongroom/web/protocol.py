@@ -1,0 +1,220 @@
+"""HTTP/1.1 within limits.
+
+uvicorn does not hand client certificates on, knows no limit for headers and trailers, no time for them
+and none for clients that do not read; the protocol here adds them, and sends an answer in one piece.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+from uvicorn.config import Config as UvicornConfig
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from strongroom.format.encoding import dump_json
+from strongroom.web.addresses import ConnectionCount, source_group
+
+__all__ = ["CONNECTION", "MAX_HEAD", "HttpProtocol"]
+
+CONNECTION: Final = "strongroom.connection"
+"""In the scope of a request: what :meth:`HttpProtocol.connected` has said of its connection."""
+
+MAX_HEAD: Final = 32 << 10
+"""Bytes of a request line and headers: a token of Kubernetes has some 1.5 KB, others up to 8 KB."""
+
+_JOINED: Final = 64 << 10
+"""Bytes of a body beyond which a copy of them costs more than a write of the head."""
+
+_CONTINUE: Final = b"HTTP/1.1 100 "
+
+
+class _InOnePiece:
+    """What an answer is written to: its head waits for what follows it.
+
+    Each write is a record of TLS, a call of the system and a packet: together 60 µs.
+    """
+
+    def __init__(self, transport: asyncio.Transport) -> None:
+        self._transport = transport
+        self._head: bytes | None = None
+        self._begun = False
+        self.is_closing = transport.is_closing
+
+    def write(self, data: bytes) -> None:
+        if self._head is not None:
+            if len(data) > _JOINED:
+                self._transport.write(self._head)
+            else:
+                data = self._head + data
+            self._head = None
+        elif not self._begun and not data.startswith(_CONTINUE):
+            self._head, self._begun = data, True
+            return
+        self._transport.write(data)
+
+    def end(self) -> None:
+        """The answer is whole, perhaps without a body; the next write is a head."""
+        if self._head is not None:
+            self._transport.write(self._head)
+        self._head, self._begun = None, False
+
+    def close(self) -> None:
+        self.end()
+        self._transport.close()
+
+
+class HttpProtocol(HttpToolsProtocol):
+    """One connection; a server makes a class of its own of this.
+
+    Attributes:
+        addresses: what is open, of all connections of the process.
+        head_seconds: from a connection, or the first byte of a further request, to the end of its head.
+        answer_seconds: that a client may leave an answer unread.
+    """
+
+    addresses: ConnectionCount
+    head_seconds: float
+    answer_seconds: float
+
+    def connected(self, transport: asyncio.Transport) -> Any:
+        """What all requests of a connection shall bring, once its handshake is over."""
+
+    def refused(self, why: str) -> None:
+        """Told of connections and requests that end here."""
+
+    def bad_request(self, message: str) -> bytes:
+        """The body, JSON, of an answer to what is no request."""
+        return dump_json({"error": {"code": "bad-request", "message": message, "hint": None}})
+
+    def __init__(
+        self,
+        config: UvicornConfig,
+        server_state: Any,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        super().__init__(config, server_state, app_state, _loop)
+        self._connection: Any = None
+        self._counted: str | None = None
+        self._head_size = 0
+        self._in_head = True
+        self._framing = 0
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+        self._answers: _InOnePiece
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._answers = _InOnePiece(transport)
+        source = source_group(self.client[0]) if self.client else "local"
+        if not self.addresses.enter(source):
+            self.refused("connections")
+            transport.abort()
+            return
+        self._counted = source
+        self._connection = self.connected(transport)
+        self._expect_head()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_timer()
+        self.resume_writing()
+        if self._counted is not None:
+            self.addresses.leave(self._counted)
+            self._counted = None
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.parser is None:  # aborted in connection_made
+            return
+        if self._in_head:
+            self._head_size += len(data)
+            if self._head_timer is None:
+                self._expect_head()
+        else:
+            self._framing += len(data)
+        super().data_received(data)
+        size, what = (self._head_size, "head") if self._in_head else (self._framing, "framing")
+        if size > MAX_HEAD and not self.transport.is_closing():
+            self._refuse_head(f"The {what} of the request is too large.")
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope[CONNECTION] = self._connection  # type: ignore[typeddict-unknown-key]
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            # Trailers would be kept without bound: 100 MB of short ones took 2 GB.
+            raise ValueError
+        super().on_header(name, value)
+
+    def on_body(self, body: bytes) -> None:
+        # What is left are the sizes and extensions of chunks, and a trailer that does not end.
+        self._framing = max(0, self._framing - len(body))
+        super().on_body(body)
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        self._framing = 0
+        self._stop_timer()
+        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+        if size > MAX_HEAD or self._ambiguous() or self.parser.get_http_version() != "1.1":
+            raise ValueError  # the parser turns it into the answer below
+        super().on_headers_complete()
+        self.cycle.transport = self._answers  # type: ignore[assignment]
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        self._in_head = True
+        self._head_size = 0
+
+    def on_response_complete(self) -> None:
+        self._answers.end()
+        super().on_response_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_timer = self.loop.call_later(self.answer_seconds, self._does_not_read)
+
+    def resume_writing(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+        super().resume_writing()
+
+    def _does_not_read(self) -> None:
+        self.refused("does-not-read")
+        # An orderly close would wait for the client to read what is left.
+        self.transport.abort()
+
+    def _ambiguous(self) -> bool:
+        """Two readings of one request: what proxies are fooled with."""
+        names = [name for name, _ in self.headers]
+        return names.count(b"host") > 1 or names.count(b"authorization") > 1
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse_head("This is not a request of HTTP/1.1.")
+
+    def _refuse_head(self, message: str) -> None:
+        body = self.bad_request(message)
+        head = (
+            "HTTP/1.1 400 Bad Request\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.refused("bad-request")
+        self._stop_timer()
+        self.transport.write(head.encode() + body)
+        self.transport.close()
+
+    def _expect_head(self) -> None:
+        self._stop_timer()
+        self._head_timer = self.loop.call_later(self.head_seconds, self._too_slow)
+
+    def _too_slow(self) -> None:
+        self.refused("too-slow")
+        self.transport.abort()
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
