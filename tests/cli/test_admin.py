@@ -333,7 +333,7 @@ def test_without_a_profile_there_is_no_server(cli, server, here, monkeypatch):
 def test_another_server_under_the_same_name_is_not_talked_to(cli, server, here):
     """Its certificate is not vouched for by the profile, so it sees no token and no key."""
     other = json.loads(server.profile.read_text())
-    from strongroom.keyserver.certificates import new_ca
+    from strongroom.pki.certificates import new_ca
 
     other["ca"] = new_ca("another", datetime.now(UTC))[0].decode()
     (here / "other.json").write_text(json.dumps(other))

@@ -21,6 +21,7 @@ NEEDS = {
     "how-to/run-a-key-server.md": ("fastapi", "sqlalchemy", "uvicorn"),
     "how-to/use-a-key-server.md": ("fastapi", "sqlalchemy", "uvicorn", "dcap_qvl"),
     "how-to/seal-a-hugging-face-model.md": ("torch", "transformers"),
+    "how-to/make-certificates.md": (),
     "how-to/load-in-your-framework.md": (
         *("torch", "safetensors", "onnxruntime", "onnx", "onnxscript"),
     ),

@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from strongroom.crypto.hpke import MLKEM768X25519
 from strongroom.crypto.secret import SecretBytes
 from strongroom.format.encoding import b64url, unb64url_text
-from strongroom.keyserver.certificates import issue, new_ca
+from strongroom.pki.certificates import issue, new_ca
 from strongroom.providers.admin import registration_info
 from strongroom.release.answer import Lease, refuse_key, seal_key, sign, sign_answer
 from strongroom.release.messages import Challenge, ReleaseRequest, time_text

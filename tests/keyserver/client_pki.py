@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from strongroom.keyserver.certificates import issue
+from strongroom.pki.certificates import issue
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 

@@ -12,7 +12,7 @@ from joserfc.jwk import ECKey, KeySet
 from servers import Machine, Server, new_pki, registration, text
 
 from strongroom.crypto.secret import SecretBytes
-from strongroom.keyserver.certificates import issue, new_ca
+from strongroom.pki.certificates import issue, new_ca
 from strongroom.release.answer import Refused, Released
 
 NOW = datetime.now(UTC)

@@ -17,7 +17,7 @@ import pytest
 from kek_places import tcti
 from servers import Server
 
-from strongroom.keyserver.certificates import issue, new_ca
+from strongroom.pki.certificates import issue, new_ca
 
 PROGRAM = Path(sys.executable).with_name("strongroom")
 PHRASE = "canary-phrase-9035"

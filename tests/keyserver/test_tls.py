@@ -10,9 +10,9 @@ from contextlib import closing
 import pytest
 from servers import Server, new_pki
 
-from strongroom.keyserver.certificates import hosts_of
 from strongroom.keyserver.config import load_config
 from strongroom.keyserver.tls_files import renew_certificate
+from strongroom.pki.certificates import hosts_of
 
 HEAD = 1.0
 PATIENCE = 20.0

@@ -18,6 +18,7 @@ from strongroom.cli import (
     keys,
     keyserver,
     nodes,
+    pki,
     plumbing,
     policy,
     rewrap,
@@ -88,6 +89,6 @@ def program(
 
 for _module in (keygen, seal, unseal, inspect, verify, rewrap, transfer, bench):
     _module.register(app)
-for _group in (attest, policy, keyserver, keycache, keys, audit, nodes, tokens):
+for _group in (attest, policy, keyserver, keycache, keys, audit, nodes, tokens, pki):
     app.add_typer(_group.app)
 app.add_typer(plumbing.app)

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 from enum import StrEnum
 from typing import Annotated
 
 import typer
 
+from strongroom.cli.new_files import write_files
 from strongroom.cli.terminal import binary_output, note, plain, print_json
 from strongroom.cli.verb import Json, Quiet, flag, verb
 from strongroom.crypto.hpke import MLKEM768X25519, X25519
-from strongroom.errors import AlreadyExists, UsageError, os_errors
+from strongroom.errors import UsageError, os_errors
 from strongroom.keys import HpkeIdentity, SymmetricKey
-from strongroom.model.output import FileOutput
 
 __all__ = ["register"]
 
@@ -38,34 +36,6 @@ def _generate(kind: KeyType) -> SymmetricKey | HpkeIdentity:
     if kind is KeyType.symmetric:
         return SymmetricKey.generate()
     return HpkeIdentity.generate(X25519 if kind is KeyType.hpke_x25519 else MLKEM768X25519)
-
-
-def _write(contents: dict[str, tuple[bytes, int]], *, force: bool) -> None:
-    """Write files (path → content, mode), all of them or none.
-
-    Raises:
-        AlreadyExists: one is there already.
-    """
-    named: list[str] = []
-    outputs: list[FileOutput] = []
-    try:
-        for path, (content, mode) in contents.items():
-            output = FileOutput(path, overwrite=force, mode=mode)
-            outputs.append(output)
-            output.write(content)
-        for path, output in zip(contents, outputs, strict=True):
-            output.commit()
-            named.append(path)
-    except BaseException as error:
-        for output in outputs:
-            output.abort()
-        if not force:
-            for path in named:
-                with contextlib.suppress(OSError):
-                    os.unlink(path)
-        if isinstance(error, AlreadyExists):
-            error.hint = "Give another name. With --force the key in it is lost for ever."
-        raise
 
 
 def keygen(
@@ -111,7 +81,11 @@ def keygen(
     contents = {output: (key.encode(), 0o600)}
     if recipient:
         contents[output + _SUFFIX] = (recipient.encode() + b"\n", 0o666)
-    _write(contents, force=force)
+    write_files(
+        contents,
+        force=force,
+        hint="Give another name. With --force the key in it is lost for ever.",
+    )
     if json:
         print_json(
             {

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from strongroom.errors import os_errors
-from strongroom.keyserver.certificates import end_of, hosts_of, issue, new_ca
 from strongroom.keyserver.opening import now
 from strongroom.keyserver.settings import Config
+from strongroom.pki.certificates import end_of, hosts_of, issue, new_ca
 
 __all__ = ["LOCAL", "make_certificates", "renew_certificate", "write_new"]
 

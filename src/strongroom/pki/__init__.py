@@ -1,0 +1,1 @@
+"""Certificates for mutual TLS: made, and looked at."""

@@ -1,0 +1,115 @@
+import json
+import re
+import ssl
+import stat
+
+import pytest
+
+from strongroom.pki.certificates import hosts_of
+
+
+@pytest.fixture
+def place(cli, here):
+    assert cli("pki", "init", "pki", "-q").code == 0
+    return here / "pki"
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+def test_a_ca_a_server_and_a_client(cli, place):
+    assert cli("pki", "server", "pki", "localhost", "127.0.0.1").code == 0
+    assert cli("pki", "client", "pki", "loader", "--uri", "spiffe://example.org/loader").code == 0
+    assert sorted(one.name for one in place.iterdir()) == sorted(
+        ["ca.key", "ca.pem"]
+        + [name + end for name in ("server", "loader") for end in (".pem", ".key", ".chain.pem")]
+    )
+    assert {mode(one) for one in place.glob("*.key")} == {0o600}
+    assert mode(place) == 0o700
+    assert hosts_of((place / "server.pem").read_bytes()) == ["localhost", "127.0.0.1"]
+    chain = (place / "server.chain.pem").read_bytes()
+    assert chain == (place / "server.pem").read_bytes() + (place / "ca.pem").read_bytes()
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=place / "ca.pem")
+    context.load_cert_chain(place / "server.chain.pem", place / "server.key")
+    assert cli("pki", "inspect", *sorted(place.glob("*.pem"))).code == 0
+
+
+def test_nothing_is_replaced_unless_asked(cli, place):
+    before = (place / "ca.pem").read_bytes()
+    assert cli("pki", "init", "pki").code == 2
+    assert cli("pki", "server", "pki", "a.example").code == 0
+    server = (place / "server.key").read_bytes()
+    (place / "server.pem").unlink()
+    again = cli("pki", "server", "pki", "a.example")
+    assert again.code == 2 and "exists" in again.error()
+    assert (place / "server.key").read_bytes() == server
+    assert not (place / "server.pem").exists()
+    assert (place / "ca.pem").read_bytes() == before
+    assert cli("pki", "server", "pki", "a.example", "--force").code == 0
+    assert (place / "server.key").read_bytes() != server
+    assert cli("pki", "init", "pki", "--force").code == 0
+    assert (place / "ca.pem").read_bytes() != before
+
+
+def test_the_files_of_the_ca_are_never_those_of_others(cli, place):
+    before = (place / "ca.key").read_bytes()
+    assert "that of the CA" in cli("pki", "client", "pki", "ca", "--force").error()
+    assert cli("pki", "server", "pki", "a.example", "--force", "-o", "pki/../pki/ca").code == 2
+    assert (place / "ca.key").read_bytes() == before
+
+
+def test_other_places_and_lifetimes(cli, place, here):
+    said = cli("pki", "client", "pki", "team/loader", "-o", "mine", "--days", 90, "--json")
+    assert said.code == 0
+    assert json.loads(said.out)["key"] == "mine.key"
+    assert (here / "mine.chain.pem").exists()
+    assert cli("pki", "client", "pki", "team/loader").code == 2
+    for days in (0, 398):
+        assert cli("pki", "client", "pki", "x", "--days", days).code == 2
+    assert cli("pki", "client", "pki", "x" * 65).code == 2
+
+
+def test_names_that_the_ca_may_not_sign_for(cli, here):
+    assert cli("pki", "init", "pki", "--permit", "example.org").code == 0
+    assert cli("pki", "server", "pki", "serving.example.org").code == 0
+    refused = cli("pki", "server", "pki", "serving.example.com", "-o", "other")
+    assert refused.code == 2
+    assert "may not sign for serving.example.com" in refused.error()
+    assert not (here / "other.key").exists()
+    assert "only for" in cli("pki", "inspect", "pki/ca.pem").out
+
+
+def test_the_configuration_of_tensorflow_serving(cli, place, here):
+    done = cli("pki", "server", "pki", "localhost", "--ssl-config", "ssl.cfg")
+    assert done.code == 0
+    assert mode(here / "ssl.cfg") == 0o600
+    found = dict(re.findall(r"^(\w+): '?(.*?)'?$", (here / "ssl.cfg").read_text(), re.MULTILINE))
+    pem = {name: text.replace("\\n", "\n") + "\n" for name, text in found.items()}
+    assert pem["server_key"] == (place / "server.key").read_text()
+    assert pem["server_cert"] == (place / "server.pem").read_text()
+    assert pem["custom_ca"] == (place / "ca.pem").read_text()
+    assert found["client_verify"] == "true"
+    assert "PRIVATE" not in done.out + done.err
+
+
+def test_inspection(cli, place):
+    cli("pki", "server", "pki", "localhost", "--days", 5, "-q")
+    shown = cli("pki", "inspect", "pki/server.chain.pem")
+    assert shown.code == 6
+    assert "1 thing is wrong with these certificates." in shown.error()
+    assert re.search(r"names +DNS:localhost", shown.out)
+    assert "It ends in" in shown.out
+    listed = json.loads(cli("pki", "inspect", "pki/server.chain.pem", "--json").out)
+    assert [one["ca"] for one in listed] == [False, True]
+    assert listed[0]["problems"] and not listed[1]["problems"]
+    assert cli("pki", "inspect", "pki/ca.key").code == 4
+    assert cli("pki", "inspect", "missing.pem").code == 2
+
+
+def test_without_a_ca(cli, here):
+    assert cli("pki", "server", "pki", "localhost").code == 2
+    (here / "pki").mkdir()
+    (here / "pki" / "ca.pem").write_text("x")
+    (here / "pki" / "ca.key").write_text("x")
+    assert cli("pki", "server", "pki", "localhost").code == 4
