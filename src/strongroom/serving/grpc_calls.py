@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -46,13 +46,19 @@ class Context:
         return call
 
 
-def service(name: str, methods: Mapping[str, Callable[[Any, Context], Any]]) -> Any:
+def service(
+    name: str,
+    methods: Mapping[str, Callable[[Any, Context], Any]],
+    streams: Mapping[str, Callable[[Iterator[Any], Context], Iterator[Any]]] = {},
+) -> Any:
     """A handler for ``grpc.Server.add_generic_rpc_handlers``.
 
     Args:
         name: full, as in the ``.proto`` file.
         methods: name → function of message and context that gives the answer; it raises errors of this
             project, which become the call's status.
+        streams: likewise, for methods with messages one after another in both directions; each takes a
+            thread of the server for as long as it is open.
     """
     types = method_types(name)
     handlers = {
@@ -63,6 +69,12 @@ def service(name: str, methods: Mapping[str, Callable[[Any, Context], Any]]) -> 
         )
         for method, function in methods.items()
     }
+    for method, stream in streams.items():
+        handlers[method] = grpc.stream_stream_rpc_method_handler(
+            _guarded_stream(stream),
+            request_deserializer=types[method][0].FromString,
+            response_serializer=types[method][1].SerializeToString,
+        )
     return grpc.method_handlers_generic_handler(name, handlers)
 
 
@@ -75,6 +87,18 @@ def _guarded(function: Callable[[Any, Context], Any]) -> Callable[[Any, Any], An
         return context.abort(_CODES[int(code)], said)
 
     return answer
+
+
+def _guarded_stream(
+    function: Callable[[Iterator[Any], Context], Iterator[Any]],
+) -> Callable[[Iterator[Any], Any], Iterator[Any]]:
+    def answers(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+        try:
+            yield from function(requests, Context(context))
+        except StrongroomError as error:
+            context.abort(_CODES[int(code_of(error))], error.message)
+
+    return answers
 
 
 def _client(context: Any) -> Client:

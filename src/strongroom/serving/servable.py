@@ -6,28 +6,31 @@ import asyncio
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, TypeVar
 
-from strongroom.serving.admission import Admission, late
+from strongroom.serving.admission import Admission, gone, late
 from strongroom.serving.backend import Arrays, LoadedModel
 from strongroom.serving.batching import Batcher, Outputs, Work
 from strongroom.serving.call import Answer, Call
 from strongroom.serving.checking import check_inputs, wanted_outputs
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.status import Code, RequestError
+from strongroom.serving.workers import Workers
 
 __all__ = ["DEFAULT_SIGNATURE", "Servable", "Statistics"]
 
 DEFAULT_SIGNATURE: Final = "serving_default"
 _QUICK_SECONDS: Final = 0.0005
-"""A model whose usual run takes less is run by the event loop itself: another thread costs 0.1 ms."""
+"""A run that takes less is for the event loop itself: another thread costs 0.1 ms."""
+
+_PENANCE: Final = 100
+"""So many times what a slow run took, the event loop runs nothing of that model. How long a run takes
+may depend on values that clients choose; so they can have no more than 1 % of the loop."""
 
 Result = TypeVar("Result")
-
-_WEIGHT: Final = 0.1
-"""Of the last run in the usual one."""
 
 
 @dataclass(slots=True)
@@ -39,7 +42,7 @@ class Statistics:
         examples: that the model has computed.
         runs: of the model; below the requests where they were put together.
         run_seconds: of the model.
-        request_seconds: from when a request was there to its answer.
+        request_seconds, failed_seconds: from when a request was there to its answer, or to its failure.
         last: moment of the last request, ``time.time()``; 0 before the first.
         waiting: requests in the queue now.
     """
@@ -50,6 +53,7 @@ class Statistics:
     runs: int = 0
     run_seconds: float = 0.0
     request_seconds: float = 0.0
+    failed_seconds: float = 0.0
     last: float = 0.0
     waiting: int = 0
 
@@ -80,7 +84,7 @@ class Servable:
         self._fault = fault
         self._timeout = config.limits.timeout
         self._admission = Admission(config.limits)
-        self._threads = ThreadPoolExecutor(config.limits.concurrency, f"{self.name}-{version}")
+        self._threads = Workers(config.limits.concurrency, f"{self.name}-{version}")
         self._batcher: Batcher | None = None
         if config.batching is not None:
             self._batcher = Batcher(
@@ -90,7 +94,8 @@ class Servable:
                 threads=config.limits.concurrency,
                 ran=self._ran,
             )
-        self._usual: float | None = None
+        self._quick_bytes = -1
+        self._inline_from = 0.0
         self._numbers = Statistics()
         self._lock = threading.Lock()
 
@@ -101,7 +106,6 @@ class Servable:
             RequestError: with the code for the client.
         """
         began = time.monotonic()
-        answered = False
         try:
             work = self._prepare(call, began)
             if self._batcher is not None and self.signatures[work.signature].batched:
@@ -111,41 +115,39 @@ class Servable:
                 if turn is not None:
                     self._wait(turn, work.deadline)
                 outputs = self._run_alone(work)
-            answered = True
-            return self._answer(work, outputs)
-        finally:
-            self._count(answered, began)
+        except BaseException:
+            self._failed(began)
+            raise
+        return self._answer(work, outputs, began)
 
     async def infer_async(self, call: Call) -> Answer:
         """As :meth:`infer`, for the event loop, which runs a quick model itself."""
         began = time.monotonic()
-        answered = False
         try:
             work = self._prepare(call, began)
-            outputs = await self._outputs(work)
-            answered = True
-            return self._answer(work, outputs)
-        finally:
-            self._count(answered, began)
+            if self._batcher is not None and self.signatures[work.signature].batched:
+                future = self._batcher.submit(work)
+                outputs = await self._await(future, work.deadline, future.cancel)
+            else:
+                turn = self._admission.enter()
+                if turn is not None:
+                    await self._await(turn, work.deadline, partial(self._admission.give_up, turn))
+                if _bytes(call.inputs) <= self._quick_bytes and began >= self._inline_from:
+                    outputs = self._run_alone(work)
+                else:
+                    # A run cannot be stopped: its place is free when it ends, whether or not
+                    # somebody waits.
+                    running = self._threads.submit(partial(self._run_alone, work))
+                    outputs = await self._await(running, work.deadline, lambda: None)
+        except BaseException:
+            self._failed(began)
+            raise
+        return self._answer(work, outputs, began)
 
-    async def _outputs(self, work: Work) -> Outputs:
-        if self._batcher is not None and self.signatures[work.signature].batched:
-            future = self._batcher.submit(work)
-            return await self._await(future, work.deadline, future.cancel)
-        turn = self._admission.enter()
-        if turn is not None:
-            await self._await(turn, work.deadline, lambda: self._admission.give_up(turn))
-        if self._usual is not None and self._usual < _QUICK_SECONDS:
-            return self._run_alone(work)
-        # A run cannot be stopped: its place is free when it ends, whether or not somebody waits.
-        running = self._threads.submit(self._run_alone, work)
-        return await self._await(running, work.deadline, lambda: None)
-
-    def _count(self, answered: bool, began: float) -> None:
+    def _failed(self, began: float) -> None:
         numbers = self._numbers
         with self._lock:
-            numbers.requests += answered
-            numbers.failed += not answered
+            numbers.failed += 1
             numbers.request_seconds += time.monotonic() - began
             numbers.last = time.time()
 
@@ -165,11 +167,16 @@ class Servable:
             deadline = min(deadline, call.deadline)
             if call.deadline <= began:
                 raise late()
-        return Work(name, call.inputs, outputs, size, deadline, lambda: call.cancelled)
+        return Work(call, name, outputs, size, deadline)
 
-    def _answer(self, work: Work, outputs: Outputs) -> Answer:
-        signature = self.signatures[work.signature]
-        return Answer(self.name, self.version, work.signature, outputs, signature)
+    def _answer(self, work: Work, outputs: Outputs, began: float) -> Answer:
+        name = work.signature
+        numbers = self._numbers
+        with self._lock:
+            numbers.requests += 1
+            numbers.request_seconds += time.monotonic() - began
+            numbers.last = time.time()
+        return Answer(self.name, self.version, name, outputs, self.signatures[name])
 
     def _wait(self, turn: Future[None], deadline: float) -> None:
         try:
@@ -182,8 +189,6 @@ class Servable:
         try:
             return future.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError:
-            if future.done():  # the model's own
-                raise
             future.cancel()
             raise late() from None
 
@@ -202,11 +207,19 @@ class Servable:
 
     def _run_alone(self, work: Work) -> Outputs:
         try:
-            if work.gone():
-                raise RequestError(Code.CANCELLED, "The client has gone.")
+            if work.call.cancelled:
+                raise gone()
+            if work.deadline <= time.monotonic():
+                raise late()
+            inputs = work.call.inputs
             began = time.perf_counter()
-            outputs = self._run(work.signature, work.inputs, work.outputs)
-            self._ran(work.size, time.perf_counter() - began)
+            outputs = self._run(work.signature, inputs, work.outputs)
+            seconds = time.perf_counter() - began
+            if seconds >= _QUICK_SECONDS:
+                self._inline_from = time.monotonic() + _PENANCE * seconds
+            elif (size := _bytes(inputs)) > self._quick_bytes:
+                self._quick_bytes = size
+            self._ran(work.size, seconds)
             return outputs
         finally:
             self._admission.leave()
@@ -216,7 +229,7 @@ class Servable:
             return self._model.run(signature, inputs, outputs)
         except RequestError:
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             self._fault(error)
             # Its words may quote what it computed with.
             raise RequestError(
@@ -226,8 +239,6 @@ class Servable:
     def _ran(self, examples: int, seconds: float) -> None:
         numbers = self._numbers
         with self._lock:
-            usual = self._usual
-            self._usual = seconds if usual is None else usual + _WEIGHT * (seconds - usual)
             numbers.examples += examples
             numbers.runs += 1
             numbers.run_seconds += seconds
@@ -240,8 +251,22 @@ class Servable:
             return replace(self._numbers, waiting=waiting)
 
     def close(self) -> None:
-        """Answer what waits, then free the model. Nothing new comes any more."""
+        """Answer what waits and let every run end, then free the model. Nothing new comes any more.
+
+        It takes as long as the longest run, which cannot be stopped.
+        """
         if self._batcher is not None:
             self._batcher.close()
-        self._threads.shutdown()
-        self._model.close()
+        self._threads.close()
+        try:
+            self._model.close()
+        except Exception as error:
+            self._fault(error)
+
+
+def _bytes(inputs: Arrays) -> int:
+    """How much there is to compute with."""
+    size = 0
+    for value in inputs.values():
+        size += value.nbytes if value.dtype.kind != "O" else sum(map(len, value.flat))
+    return size
