@@ -7,15 +7,19 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from strongroom.errors import StrongroomError
 from strongroom.serving.call import Call, Client
 from strongroom.serving.messages import method_types
-from strongroom.serving.status import code_of
+from strongroom.serving.status import Code, code_of
 
 __all__ = ["Context", "service"]
 
 _CODES = {one.value[0]: one for one in grpc.StatusCode}
+
+# Left to a deserializer of gRPC it would be INTERNAL, as if it were the server's fault.
+_UNREADABLE = Code.INVALID_ARGUMENT, "The message cannot be read."
 
 
 class Context:
@@ -63,40 +67,47 @@ def service(
     types = method_types(name)
     handlers = {
         method: grpc.unary_unary_rpc_method_handler(
-            _guarded(function),
-            request_deserializer=types[method][0].FromString,
+            _guarded(function, types[method][0].FromString),
             response_serializer=types[method][1].SerializeToString,
         )
         for method, function in methods.items()
     }
     for method, stream in streams.items():
         handlers[method] = grpc.stream_stream_rpc_method_handler(
-            _guarded_stream(stream),
-            request_deserializer=types[method][0].FromString,
+            _guarded_stream(stream, types[method][0].FromString),
             response_serializer=types[method][1].SerializeToString,
         )
     return grpc.method_handlers_generic_handler(name, handlers)
 
 
-def _guarded(function: Callable[[Any, Context], Any]) -> Callable[[Any, Any], Any]:
-    def answer(request: Any, context: Any) -> Any:
+def _guarded(
+    function: Callable[[Any, Context], Any], parse: Callable[[bytes], Any]
+) -> Callable[[Any, Any], Any]:
+    def answer(data: bytes, context: Any) -> Any:
         try:
-            return function(request, Context(context))
+            return function(parse(data), Context(context))
         except StrongroomError as error:
             code, said = code_of(error), error.message
+        except DecodeError:
+            code, said = _UNREADABLE
         return context.abort(_CODES[int(code)], said)
 
     return answer
 
 
 def _guarded_stream(
-    function: Callable[[Iterator[Any], Context], Iterator[Any]],
-) -> Callable[[Iterator[Any], Any], Iterator[Any]]:
-    def answers(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+    function: Callable[[Iterator[Any], Context], Iterator[Any]], parse: Callable[[bytes], Any]
+) -> Callable[[Iterator[bytes], Any], Iterator[Any]]:
+    def answers(data: Iterator[bytes], context: Any) -> Iterator[Any]:
         try:
-            yield from function(requests, Context(context))
+            yield from function(map(parse, data), Context(context))
         except StrongroomError as error:
-            context.abort(_CODES[int(code_of(error))], error.message)
+            code, said = code_of(error), error.message
+        except DecodeError:
+            code, said = _UNREADABLE
+        else:
+            return
+        context.abort(_CODES[int(code)], said)
 
     return answers
 
