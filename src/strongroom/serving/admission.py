@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from strongroom.serving.config import Limits
 from strongroom.serving.status import Code, RequestError
 
-__all__ = ["Admission", "full", "late"]
+__all__ = ["Admission", "full", "gone", "late"]
 
 
 class Admission:
@@ -82,3 +82,8 @@ def full(limit: int) -> RequestError:
 def late() -> RequestError:
     """The request's time is over."""
     return RequestError(Code.DEADLINE_EXCEEDED, "The request's deadline passed before it was answered.")
+
+
+def gone() -> RequestError:
+    """Nobody waits for the answer."""
+    return RequestError(Code.CANCELLED, "The client has gone.")

@@ -1,4 +1,8 @@
-"""Requests put together: one thread gathers what waits, runs the model once, and hands out the parts."""
+"""Requests put together: one thread gathers what waits, runs the model once, and hands out the parts.
+
+What works together is what has the same signature, outputs and shapes behind the first dimension. A
+request with more examples than a batch takes runs alone.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from strongroom.serving.admission import full, late
+from strongroom.serving.admission import full, gone, late
 from strongroom.serving.backend import Arrays
+from strongroom.serving.call import Call
 from strongroom.serving.config import Batching
 from strongroom.serving.status import Code, RequestError
 
@@ -24,28 +29,28 @@ Outputs = dict[str, "np.ndarray[Any, Any]"]
 
 @dataclass(slots=True)
 class Work:
-    """A request in the queue.
+    """A request that fits its signature.
 
     Attributes:
-        signature, inputs, outputs: of the run.
+        call: the request.
+        signature, outputs: of the run.
         size: examples.
         deadline: moment of ``time.monotonic()``.
-        gone: whether the client still waits.
-        result: the outputs of these examples.
+        arrived, result: moment when it was queued, and its outputs; set by :meth:`Batcher.submit`.
     """
 
+    call: Call
     signature: str
-    inputs: Arrays
     outputs: Sequence[str]
     size: int
     deadline: float
-    gone: Callable[[], bool]
-    result: Future[Outputs] = field(default_factory=Future)
-    arrived: float = field(default_factory=time.monotonic)
+    arrived: float = field(init=False)
+    result: Future[Outputs] = field(init=False)
 
     def key(self) -> tuple[Any, ...]:
         """Works of one key can be put together."""
-        shapes = tuple((name, value.shape[1:]) for name, value in self.inputs.items())
+        inputs = self.call.inputs
+        shapes = tuple((name, inputs[name].shape[1:]) for name in sorted(inputs))
         return (self.signature, tuple(self.outputs), shapes)
 
 
@@ -53,7 +58,7 @@ class Batcher:
     """The queue of one version of a model, and its threads.
 
     Args:
-        run: the model: signature, inputs, outputs wanted → outputs.
+        run: the model: signature, inputs, outputs wanted → outputs; raises nothing but RequestError.
         batching: how many examples, and how long to wait for them.
         queue: works that may wait.
         threads: runs at the same time.
@@ -98,7 +103,10 @@ class Batcher:
             if self._closed:
                 raise RequestError(Code.UNAVAILABLE, "This version of the model is being unloaded.")
             if len(self._queue) >= self._limit:
+                self._queue = deque(one for one in self._queue if not one.result.cancelled())
+            if len(self._queue) >= self._limit:
                 raise full(self._limit)
+            work.arrived, work.result = time.monotonic(), Future()
             self._queue.append(work)
             self._changed.notify()
         return work.result
@@ -141,8 +149,10 @@ class Batcher:
         for one in self._queue:
             if batch and (size + one.size > self._batching.max_batch or one.key() != key):
                 rest.append(one)
-            elif one.gone() or not one.result.set_running_or_notify_cancel():
-                one.result.cancel()
+            elif not one.result.set_running_or_notify_cancel():
+                continue
+            elif one.call.cancelled:
+                one.result.set_exception(gone())
             elif one.deadline <= now:
                 one.result.set_exception(late())
             else:
@@ -158,12 +168,9 @@ class Batcher:
             if len(batch) == 1:
                 batch[0].result.set_exception(error)
                 return
-            # Values of one that the model cannot take are not the fault of the others.
+            # What the model cannot do with the values of one is not the fault of the others.
             for one in batch:
                 self._serve([one])
-        except Exception as error:
-            for one in batch:
-                one.result.set_exception(error)
         else:
             for one, outputs in zip(batch, results, strict=True):
                 one.result.set_result(outputs)
@@ -171,20 +178,27 @@ class Batcher:
     def _run_together(self, batch: Sequence[Work]) -> list[Outputs]:
         first = batch[0]
         size = sum(one.size for one in batch)
-        inputs = first.inputs
+        inputs = first.call.inputs
         if len(batch) > 1:
-            inputs = {
-                name: np.concatenate([one.inputs[name] for one in batch]) for name in first.inputs
-            }
+            inputs = {name: _together([one.call.inputs[name] for one in batch]) for name in inputs}
         began = time.perf_counter()
         outputs = self._run(first.signature, inputs, first.outputs)
         self._ran(size, time.perf_counter() - began)
         if len(batch) == 1:
             return [outputs]
         if any(value.ndim == 0 or value.shape[0] != size for value in outputs.values()):
-            raise ValueError("the model does not keep examples apart: it cannot be batched")
-        ends = np.cumsum([one.size for one in batch])
-        return [
-            {name: value[end - one.size : end] for name, value in outputs.items()}
-            for one, end in zip(batch, ends, strict=True)
-        ]
+            raise RequestError(
+                Code.INTERNAL, "The model does not keep examples apart: it cannot be batched."
+            )
+        parts, end = [], 0
+        for one in batch:
+            start, end = end, end + one.size
+            parts.append({name: value[start:end] for name, value in outputs.items()})
+        return parts
+
+
+def _together(values: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    try:
+        return np.concatenate(values)
+    except MemoryError:
+        raise RequestError(Code.RESOURCE_EXHAUSTED, "There is no memory for a batch.") from None

@@ -106,9 +106,12 @@ class Engine:
 
     def statistics(self, model: str, version: int | None = None) -> list[tuple[int, Statistics]]:
         """The numbers of a version, or of all that are available: number and numbers."""
-        wanted = self._repository.available(model) if version is None else (version,)
         found = []
-        for one in wanted:
-            with self._repository.acquire(model, one) as servable:
-                found.append((one, servable.statistics()))
+        for one in self._repository.available(model) if version is None else (version,):
+            try:
+                with self._repository.acquire(model, one) as servable:
+                    found.append((one, servable.statistics()))
+            except RequestError:
+                if version is not None:
+                    raise  # otherwise it has gone just now
         return found

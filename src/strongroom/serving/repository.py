@@ -11,8 +11,9 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 from strongroom.errors import AccessError, StrongroomError, Unavailable
@@ -21,6 +22,7 @@ from strongroom.serving.servable import Servable
 from strongroom.serving.states import State, VersionStatus
 from strongroom.serving.status import Code, RequestError, code_of_loading
 from strongroom.serving.versions import Place, find_versions
+from strongroom.serving.workers import Workers
 
 __all__ = ["Lease", "Repository"]
 
@@ -29,11 +31,12 @@ Load = Callable[[ModelConfig, int, str], Servable]
 _WORKERS: Final = 8
 _FIRST_RETRY: Final = 1.0
 _LAST_RETRY: Final = 60.0
+_UNLOAD_SECONDS: Final = 60.0
 _KEPT: Final = 16
 """Ended versions of a model that are still in its status."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Version:
     number: int
     made_of: tuple[Place, ModelConfig]
@@ -50,7 +53,7 @@ class _Version:
         return VersionStatus(self.number, self.state, self.code, self.message)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Model:
     config: ModelConfig
     wanted: bool = True
@@ -60,6 +63,14 @@ class _Model:
     serving: dict[int, _Version] = field(default_factory=dict)
     coming: dict[int, _Version] = field(default_factory=dict)
     ended: dict[int, VersionStatus] = field(default_factory=dict)
+
+    def comes(self) -> bool:
+        """Something is being loaded."""
+        return any(one.busy for one in self.coming.values())
+
+    def is_there(self) -> bool:
+        """Something of it is in memory, or will be."""
+        return bool(self.serving or self.leaving or self.comes())
 
 
 class Lease:
@@ -108,11 +119,11 @@ class Repository:
         self._load = load
         self._poll = poll
         self._told = told
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._models = {one.name: _Model(one) for one in models}
         self._leaving: list[_Model] = []
-        # Freeing waits for requests: it must not keep a version from being loaded.
-        self._workers = ThreadPoolExecutor(_WORKERS, "repository")
+        self._workers = Workers(_WORKERS, "loading")
         self._stopping = False
         self._look_now = False
         self._thread = threading.Thread(target=self._watch, name="repository", daemon=True)
@@ -129,7 +140,7 @@ class Repository:
         Raises:
             RequestError: NOT_FOUND; UNAVAILABLE: it is not loaded, or not yet.
         """
-        with self._changed:
+        with self._lock:
             model = self._model(name)
             if label is not None:
                 if label not in model.config.labels:
@@ -148,7 +159,7 @@ class Repository:
             return Lease(self, found, found.servable)
 
     def _release(self, version: _Version) -> None:
-        with self._changed:
+        with self._lock:
             version.users -= 1
             if not version.users and version.state is State.UNLOADING:
                 self._changed.notify_all()
@@ -239,7 +250,7 @@ class Repository:
             for one in model.coming.values():
                 one.retry_at = 0.0
             self._look_and_wait(model)
-            while not model.serving and any(one.busy for one in model.coming.values()):
+            while not model.serving and model.comes() and not self._stopping:
                 self._changed.wait()
             if not model.serving:
                 raise self._none(model)
@@ -248,14 +259,17 @@ class Repository:
         """Stop serving a model; returns when nothing of it is in memory.
 
         Raises:
-            RequestError: NOT_FOUND.
+            RequestError: NOT_FOUND; DEADLINE_EXCEEDED: it has not gone within a minute. It will, when
+                what it computes now has ended.
         """
         with self._changed:
             model = self._model(name)
             model.wanted = False
             self._look_and_wait(model)
-            while model.serving or model.leaving or any(one.busy for one in model.coming.values()):
-                self._changed.wait()
+            if not self._changed.wait_for(lambda: not model.is_there(), _UNLOAD_SECONDS):
+                raise RequestError(
+                    Code.DEADLINE_EXCEEDED, f"Model {name} still computes; it goes when that has ended."
+                )
 
     def reconfigure(self, models: Sequence[ModelConfig]) -> None:
         """Serve these models from now on, and no others; returns at once."""
@@ -268,27 +282,29 @@ class Repository:
             for name, config in new.items():
                 if name in self._models:
                     self._models[name].config = config
+                    self._models[name].wanted = True
                 else:
                     self._models[name] = _Model(config)
             self._look_now = True
             self._changed.notify_all()
 
     def close(self, seconds: float = 30.0) -> None:
-        """Let requests end for at most so long, then free all models; nothing new is accepted."""
+        """Let requests end, then free all models; nothing new is accepted.
+
+        What has not ended after ``seconds`` goes on in threads that do not keep the process from ending.
+        """
+        until = time.monotonic() + seconds
         with self._changed:
             self._stopping = True
-            for model in self._models.values():
+            for model in self._all():
                 model.wanted = False
                 for one in list(model.serving.values()):
                     self._leave(model, one)
             self._changed.notify_all()
-            until = time.monotonic() + seconds
-            while any(model.leaving for model in self._all()):
-                if not self._changed.wait(max(0.0, until - time.monotonic())):
-                    break
-        if self._thread.ident is not None:
-            self._thread.join()
-        self._workers.shutdown(cancel_futures=True)
+            self._changed.wait_for(lambda: not any(one.is_there() for one in self._all()), seconds)
+        if self._thread.is_alive():
+            self._thread.join(max(0.0, until - time.monotonic()))
+        self._workers.close(wait=False)
 
     # The thread that looks after it all.
 
@@ -300,7 +316,8 @@ class Repository:
         looked = model.looked
         self._look_now = True
         self._changed.notify_all()
-        while model.looked < looked + 2 and not self._stopping:  # one look may be under way
+        # One look may be under way.
+        while model.looked < looked + 2 and self._thread.is_alive() and not self._stopping:
             self._look_now = True
             self._changed.wait(0.1)
 
@@ -314,7 +331,7 @@ class Repository:
             for model in models:
                 self._look_at(model)
             with self._changed:
-                self._leaving = [one for one in self._leaving if one.serving or one.leaving]
+                self._leaving = [one for one in self._leaving if one.is_there()]
                 if not self._stopping and not self._look_now:
                     self._changed.wait(self._pause())
 
@@ -336,6 +353,8 @@ class Repository:
             found = find_versions(config.path)
         except StrongroomError as error:
             problem = RequestError(Code.UNAVAILABLE, f"{config.name}: {error.message}")
+        except Exception as error:  # a path that the system does not take
+            problem = RequestError(Code.INTERNAL, f"{config.name}: {type(error).__name__}")
         with self._changed:
             model.problem = problem
             model.looked += 1
@@ -344,6 +363,8 @@ class Repository:
                 self._arrange(model, found)
             elif not model.wanted:
                 self._arrange(model, {})
+            else:
+                model.coming = {number: one for number, one in model.coming.items() if one.busy}
             self._changed.notify_all()
 
     def _arrange(self, model: _Model, found: Mapping[int, Place]) -> None:
@@ -371,25 +392,28 @@ class Repository:
         elif coming.retry_at is None or coming.retry_at > time.monotonic():
             return
         coming.busy, coming.state = True, State.LOADING
-        self._told(model.config.name, coming.status())
-        self._workers.submit(self._bring, model, coming, model.config)
+        self._tell(model, coming)
+        self._workers.submit(partial(self._bring, model, coming, model.config))
 
     def _bring(self, model: _Model, version: _Version, config: ModelConfig) -> None:
-        error: Exception | None = None
+        failure = None
         try:
             version.servable = self._load(config, version.number, version.made_of[0].location)
-        except Exception as caught:
-            error = caught
+        except BaseException as error:  # whatever it is, the status says it, and others go on
+            # Only its words are kept: its frames may hold the contents of the model.
+            reason = _reason(config.name, version.number, error)
+            failure = code_of_loading(error), reason, isinstance(error, Unavailable | AccessError)
         with self._changed:
             version.busy = False
-            if error is not None:
-                self._failed(model, version, error)
+            if failure is not None:
+                self._failed(model, version, *failure)
             elif model.coming.get(version.number) is version and model.wanted and not self._stopping:
                 del model.coming[version.number]
                 before = model.serving.get(version.number)
                 version.state, version.code, version.message = State.AVAILABLE, 0, ""
+                version.retry_at = None
                 model.serving[version.number] = version
-                self._told(config.name, version.status())
+                self._tell(model, version)
                 if before is not None:
                     self._leave(model, before)
             else:
@@ -398,17 +422,20 @@ class Repository:
             self._look_now = True
             self._changed.notify_all()
 
-    def _failed(self, model: _Model, version: _Version, error: Exception) -> None:
-        version.code = code_of_loading(error)
-        version.message = _reason(model.config.name, version.number, error)
-        if isinstance(error, Unavailable | AccessError):
+    def _failed(self, model: _Model, version: _Version, code: Code, message: str, again: bool) -> None:
+        version.code, version.message = code, message
+        if again:
             # A key server that is away comes back, and an owner may change his mind.
-            pause = min(_LAST_RETRY, _FIRST_RETRY * 2**version.tries)
+            pause = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(version.tries, 10))
             version.tries += 1
             version.retry_at = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311
         else:
             version.state, version.retry_at = State.END, None
-        self._told(model.config.name, version.status())
+        self._tell(model, version)
+
+    def _tell(self, model: _Model, version: _Version) -> None:
+        with suppress(Exception):  # what cannot be logged happens all the same
+            self._told(model.config.name, version.status())
 
     def _leave(self, model: _Model, version: _Version) -> None:
         """Take a version away; it is freed when nobody uses it any more."""
@@ -416,8 +443,9 @@ class Repository:
             del model.serving[version.number]
         version.state = State.UNLOADING
         model.leaving.append(version)
-        self._told(model.config.name, version.status())
-        self._workers.submit(self._free, model, version)
+        self._tell(model, version)
+        # A thread of its own: what waits for a run that does not end must not keep others from it.
+        threading.Thread(target=self._free, args=(model, version), name="freeing", daemon=True).start()
 
     def _free(self, model: _Model, version: _Version) -> None:
         with self._changed:
@@ -433,10 +461,10 @@ class Repository:
             model.ended[version.number] = version.status()
             while len(model.ended) > _KEPT:
                 del model.ended[next(iter(model.ended))]
-            self._told(model.config.name, version.status())
+            self._tell(model, version)
             self._changed.notify_all()
 
 
-def _reason(name: str, number: int, error: Exception) -> str:
+def _reason(name: str, number: int, error: BaseException) -> str:
     said = error.message if isinstance(error, StrongroomError) else type(error).__name__
     return f"Version {number} of {name} cannot be loaded: {said}"

@@ -148,7 +148,7 @@ class Servable:
         numbers = self._numbers
         with self._lock:
             numbers.failed += 1
-            numbers.request_seconds += time.monotonic() - began
+            numbers.failed_seconds += time.monotonic() - began
             numbers.last = time.time()
 
     def _prepare(self, call: Call, began: float) -> Work:

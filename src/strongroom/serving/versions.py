@@ -51,14 +51,14 @@ def find_versions(path: str) -> Mapping[int, Place]:
     with os_errors(path):
         if not stat.S_ISDIR(os.stat(path).st_mode) or os.path.exists(os.path.join(path, MANIFEST)):
             return {1: _place(path)}
-        names = os.listdir(path)
+        names = sorted(os.listdir(path))
     found = {}
-    for name in names[:_MOST]:
-        # What is copied under another name and renamed is whole when it is seen.
-        if name.isascii() and name.isdecimal() and int(name) <= _LARGEST:
-            folder = os.path.join(path, name)
-            if (inner := _sealed_in(folder)) is not None:
-                found[int(name)] = _place(inner)
+    # What is copied under another name and renamed is whole when it is seen.
+    numbers = [name for name in names if name.isascii() and name.isdecimal() and len(name) < 20]
+    for name in numbers[:_MOST]:
+        folder = os.path.join(path, name)
+        if int(name) <= _LARGEST and (inner := _sealed_in(folder)) is not None:
+            found[int(name)] = _place(inner)
     if not found and names:
         raise UsageError(
             f"{path} is no sealed model, and has no folder of a version.",
@@ -72,10 +72,10 @@ def find_versions(path: str) -> Mapping[int, Place]:
 def _sealed_in(folder: str) -> str | None:
     try:
         names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    except NotADirectoryError:
-        return None
-    except FileNotFoundError:
-        return None  # gone meanwhile
+    except (NotADirectoryError, FileNotFoundError):
+        return None  # not a folder, or gone meanwhile
+    except OSError:
+        return folder  # whoever opens it says why it cannot be read
     if MANIFEST in names:
         return folder
     # Nothing yet, or several files: strongroom.open says what is wrong with the folder.
@@ -89,7 +89,7 @@ def _place(path: str) -> Place:
     for one in (path, manifest):
         try:
             found = os.stat(one)
-        except (FileNotFoundError, NotADirectoryError):
+        except OSError:
             continue
         seen.append((one, found.st_ino, found.st_size, found.st_mtime_ns))
     return Place(path, tuple(seen))
