@@ -11,10 +11,11 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from strongroom.errors import StrongroomError
 from strongroom.serving.call import Call, Client
+from strongroom.serving.clients import client_of, with_token
 from strongroom.serving.messages import method_types
 from strongroom.serving.status import Code, code_of
 
-__all__ = ["Context", "service"]
+__all__ = ["Context", "caller", "service"]
 
 _CODES = {one.value[0]: one for one in grpc.StatusCode}
 
@@ -37,7 +38,7 @@ class Context:
         left = context.time_remaining()
         # Without a deadline gRPC says some ten billion years.
         self.deadline = None if left is None or left > 1e8 else time.monotonic() + left
-        self.client = _client(context)
+        self.client = caller(context)
 
     def watch(self, call: Call) -> Call:
         """Give the call deadline and client, and note on it when the client has gone."""
@@ -112,19 +113,11 @@ def _guarded_stream(
     return answers
 
 
-def _client(context: Any) -> Client:
-    token = None
+def caller(context: Any) -> Client:
+    """Who asks, from the context of a call."""
+    certificate = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
+    client = client_of(context.peer(), certificate)
     for name, value in context.invocation_metadata():
-        if name == "authorization" and isinstance(value, str) and value[:7].lower() == "bearer ":
-            token = value[7:]
-    auth = context.auth_context()
-    names = tuple(
-        one.decode("utf-8", "replace") for one in auth.get("x509_subject_alternative_name", ())
-    )
-    subject = next(iter(auth.get("x509_subject", ())), None)
-    return Client(
-        address=context.peer(),
-        subject=None if subject is None else subject.decode("utf-8", "replace"),
-        names=names,
-        token=token,
-    )
+        if name == "authorization" and isinstance(value, str):
+            client = with_token(client, value)
+    return client

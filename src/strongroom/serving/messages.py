@@ -16,11 +16,12 @@ from google.protobuf import (  # type: ignore[import-untyped]
     message_factory,
 )
 
-__all__ = ["message", "method_types"]
+__all__ = ["message", "method_types", "pool"]
 
 
 @cache
-def _pool() -> descriptor_pool.DescriptorPool:
+def pool() -> descriptor_pool.DescriptorPool:
+    """All descriptions, for reflection."""
     data = files("strongroom.serving.protos").joinpath("descriptors.binpb").read_bytes()
     pool = descriptor_pool.DescriptorPool()
     for file in descriptor_pb2.FileDescriptorSet.FromString(data).file:
@@ -35,13 +36,13 @@ def message(name: str) -> type[Any]:
     Raises:
         KeyError: there is none.
     """
-    found: type[Any] = message_factory.GetMessageClass(_pool().FindMessageTypeByName(name))
+    found: type[Any] = message_factory.GetMessageClass(pool().FindMessageTypeByName(name))
     return found
 
 
 def method_types(service: str) -> dict[str, tuple[type[Any], type[Any]]]:
     """The methods of a service, by its full name: name → classes of request and response."""
-    found = _pool().FindServiceByName(service)
+    found = pool().FindServiceByName(service)
     return {
         one.name: (message(one.input_type.full_name), message(one.output_type.full_name))
         for one in found.methods
