@@ -29,6 +29,7 @@ __all__ = ["Lease", "Repository"]
 Load = Callable[[ModelConfig, int, str], Servable]
 
 _WORKERS: Final = 8
+_JITTER: Final = random.Random()  # noqa: S311 - of its own: seeds elsewhere do not touch it
 _FIRST_RETRY: Final = 1.0
 _LAST_RETRY: Final = 60.0
 _UNLOAD_SECONDS: Final = 60.0
@@ -428,7 +429,7 @@ class Repository:
             # A key server that is away comes back, and an owner may change his mind.
             pause = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(version.tries, 10))
             version.tries += 1
-            version.retry_at = time.monotonic() + pause * random.uniform(0.5, 1.0)  # noqa: S311
+            version.retry_at = time.monotonic() + pause * _JITTER.uniform(0.5, 1.0)
         else:
             version.state, version.retry_at = State.END, None
         self._tell(model, version)
