@@ -1,0 +1,1 @@
+"""The API of TensorFlow Serving: REST and gRPC, without TensorFlow."""

@@ -1,0 +1,235 @@
+"""The API over HTTP: ``/v1/models/…``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import lru_cache
+from math import isfinite
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from google.protobuf import json_format  # type: ignore[import-untyped]
+
+from strongroom.errors import StrongroomError
+from strongroom.serving.call import Call
+from strongroom.serving.engine import Engine
+from strongroom.serving.exchange import HttpRequest, HttpResponse
+from strongroom.serving.messages import message
+from strongroom.serving.status import HTTP_STATUS, RequestError, code_of
+from strongroom.serving.tensors import Signature
+from strongroom.serving.tfs.examples import examples_of
+from strongroom.serving.tfs.inference import classifications, prepare, regressions, signature_of
+from strongroom.serving.tfs.json_tensors import (
+    dumps,
+    invalid,
+    is_b64,
+    parse,
+    to_array,
+    to_bytes,
+    to_columns,
+    to_json,
+    to_rows,
+)
+from strongroom.serving.tfs.metadata import signature_map, status_response
+
+__all__ = ["TfsRest"]
+
+_PATH: Final = re.compile(
+    r"/v1/models/(?P<model>[^/:]+)"
+    r"(?:/versions/(?P<version>[0-9]{1,19})|/labels/(?P<label>[^/:]+))?"
+    r"(?:(?P<metadata>/metadata)|:(?P<method>classify|regress|predict))?",
+    re.IGNORECASE,
+)
+_LARGEST: Final = 2**63 - 1
+_LARGEST_FLOAT: Final = float(np.finfo(np.float32).max)
+
+Where = tuple[str, int | None, str | None]
+"""Model, version, label."""
+
+
+class TfsRest:
+    """The endpoints; see :class:`.exchange.HttpApi`."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def handle(self, request: HttpRequest) -> HttpResponse:
+        """Answer a request to a path below ``/v1/``."""
+        try:
+            found = _parse_path(request.path)
+            if found is not None:
+                where, metadata, method = found
+                if request.method == "POST" and method == "predict":
+                    return await self._predict(where, request)
+                if request.method == "POST" and method:
+                    return await self._examples(where, method, request)
+                if request.method in ("GET", "HEAD") and not method:
+                    return self._metadata(where) if metadata else self._status(where)
+            raise invalid(f"Malformed request: {request.method} {request.path[:200]}")
+        except StrongroomError as error:
+            code = code_of(error)
+            return self.failure(
+                error if isinstance(error, RequestError) else RequestError(code, error.message)
+            )
+
+    def failure(self, error: RequestError) -> HttpResponse:
+        """``{"error": "…"}``."""
+        return HttpResponse(int(HTTP_STATUS[error.code]), orjson.dumps({"error": error.message}))
+
+    async def _predict(self, where: Where, request: HttpRequest) -> HttpResponse:
+        body = parse(request.body)
+        call = _call(where, body, request)
+        signature = signature_of(self._engine, call)
+        in_rows = "instances" in body
+        if in_rows == ("inputs" in body):
+            raise invalid('The body has either "instances" or "inputs".')
+        if in_rows:
+            call.inputs = _from_rows(body["instances"], signature)
+        else:
+            call.inputs = _from_columns(body["inputs"], signature)
+        answer = await self._engine.infer_async(call)
+        outputs = answer.outputs
+        found = {"predictions": to_rows(outputs)} if in_rows else {"outputs": to_columns(outputs)}
+        return HttpResponse(200, dumps(found), model=(answer.model, answer.version))
+
+    async def _examples(self, where: Where, method: str, request: HttpRequest) -> HttpResponse:
+        body = parse(request.body)
+        call = _call(where, body, request)
+        examples = examples_of(_input(body))
+        answer = await self._engine.infer_async(prepare(self._engine, call, method, examples))
+        found: Any
+        if method == "classify":
+            found = [
+                [
+                    (label, score if isfinite(score) else to_json("scores", score))
+                    for label, score in row
+                ]
+                for row in classifications(answer, len(examples))
+            ]
+        else:
+            found = to_json("outputs", regressions(answer, len(examples)))
+        return HttpResponse(200, dumps({"results": found}), model=(answer.model, answer.version))
+
+    def _status(self, where: Where) -> HttpResponse:
+        return HttpResponse(200, orjson.dumps(_message(status_response(self._engine.status(*where)))))
+
+    def _metadata(self, where: Where) -> HttpResponse:
+        description = self._engine.describe(*where)
+        found = {
+            "model_spec": {
+                "name": description.model,
+                "signature_name": "",
+                "version": str(description.version),
+            },
+            "metadata": {"signature_def": _message(signature_map(description))},
+        }
+        return HttpResponse(200, orjson.dumps(found), model=(description.model, description.version))
+
+
+@lru_cache(1024)
+def _parse_path(path: str) -> tuple[Where, bool, str] | None:
+    found = _PATH.fullmatch(path)
+    if found is None:
+        return None
+    version = None
+    if found["version"]:
+        version = int(found["version"])
+        if version > _LARGEST:
+            return None
+    where = (found["model"], version, found["label"])
+    return where, bool(found["metadata"]), (found["method"] or "").lower()
+
+
+def _call(where: Where, body: Mapping[str, Any], request: HttpRequest) -> Call:
+    signature = body.get("signature_name", "")
+    if type(signature) is not str:
+        raise invalid("signature_name is no string.")
+    model, version, label = where
+    return Call(
+        model, {}, version, label, signature=signature or None, client=request.client, api="tfs"
+    )
+
+
+def _from_rows(instances: Any, signature: Signature) -> dict[str, np.ndarray[Any, Any]]:
+    specs = signature.inputs
+    if type(instances) is not list or not instances:
+        raise invalid("instances is a list of one at least.")
+    if not _named(instances[0]):
+        return {name: to_array(spec, instances) for name, spec in _only(specs, "instances").items()}
+    names = specs.keys()
+    for index, one in enumerate(instances):
+        if type(one) is not dict or one.keys() != names:
+            raise invalid(f"Instance {index} is no object of the inputs {', '.join(sorted(names))}.")
+    return {name: to_array(spec, [one[name] for one in instances]) for name, spec in specs.items()}
+
+
+def _from_columns(inputs: Any, signature: Signature) -> dict[str, np.ndarray[Any, Any]]:
+    specs = signature.inputs
+    if not _named(inputs):
+        return {name: to_array(spec, inputs) for name, spec in _only(specs, "inputs").items()}
+    if inputs.keys() != specs.keys():
+        raise invalid(f"inputs is no object of the inputs {', '.join(sorted(specs))}.")
+    return {name: to_array(spec, inputs[name]) for name, spec in specs.items()}
+
+
+def _named(value: Any) -> bool:
+    return type(value) is dict and not is_b64(value)
+
+
+def _only(specs: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    if len(specs) != 1:
+        raise invalid(f"The model has the inputs {', '.join(sorted(specs))}: {where} has to name them.")
+    return specs
+
+
+def _input(body: Mapping[str, Any]) -> Any:
+    """The examples of a body, as an ``Input``."""
+    examples = body.get("examples")
+    if type(examples) is not list or not examples:
+        raise invalid("examples is a list of one at least.")
+    found = message("tensorflow.serving.Input")()
+    if "context" in body:
+        listed = found.example_list_with_context
+        _fill_example(listed.context, "The context", body["context"])
+    else:
+        listed = found.example_list
+    for index, one in enumerate(examples):
+        _fill_example(listed.examples.add(), f"Example {index}", one)
+    return found
+
+
+def _fill_example(example: Any, where: str, value: Any) -> None:
+    if type(value) is not dict:
+        raise invalid(f"{where} is no object of features.")
+    for name, content in value.items():
+        feature = example.features.feature[name]
+        for one in content if type(content) is list else (content,):
+            _add(feature, f"{where} has a feature {name[:80]}", one)
+
+
+def _add(feature: Any, where: str, value: Any) -> None:
+    """One value; all of a feature are of one kind."""
+    kind: str
+    if type(value) in (str, dict):
+        kind, value = "bytes_list", to_bytes(where, value)
+    elif type(value) is float:
+        kind = "float_list"
+        if isfinite(value) and abs(value) > _LARGEST_FLOAT:
+            raise invalid(f"{where} with a number outside the range of float32.")
+    elif type(value) in (int, bool):
+        kind, value = "int64_list", int(value)
+        if not -_LARGEST - 1 <= value <= _LARGEST:
+            raise invalid(f"{where} with a number outside the range of int64.")
+    else:
+        raise invalid(f"{where} that is no list of strings or numbers.")
+    if feature.WhichOneof("kind") not in (None, kind):
+        raise invalid(f"{where} with values of two kinds.")
+    getattr(feature, kind).value.append(value)
+
+
+def _message(value: Any) -> Any:
+    return json_format.MessageToDict(
+        value, preserving_proto_field_name=True, always_print_fields_with_no_presence=True
+    )
