@@ -2,13 +2,13 @@
 
 import json
 import struct
+from importlib.metadata import version
 
 import numpy as np
 import orjson
 import pytest
 from v2_engine import ask
 
-from strongroom import __version__
 from strongroom.serving.status import Code, RequestError
 from strongroom.serving.v2.rest import V2Rest
 
@@ -39,7 +39,7 @@ def test_health_and_metadata(api):
     assert get(api, "/v2/health/live") == (200, {"live": True})
     assert get(api, "/v2/health/ready") == (503, {"ready": False})  # the key of one is away
     status, server = get(api, "/v2")
-    assert (status, server["name"], server["version"]) == (200, "strongroom", __version__)
+    assert (status, server["name"], server["version"]) == (200, "strongroom", version("strongroom"))
     assert "binary_tensor_data" in server["extensions"]
     for path in ("/v2/models/same", "/v2/models/same/versions/1", "/v2/models/same/"):
         assert get(api, path) == (
@@ -373,6 +373,10 @@ def test_wrong_lengths_of_the_header(api, length):
         ("POST", "/v2/models/same", 405),
         ("GET", "/v2/repository/index", 405),
         ("GET", "/v2/models", 404),
+        ("GET", "/v2//", 404),
+        ("POST", "/v2/models/same/infer//", 404),
+        ("POST", "/v2/repository/models/same/unload//", 404),
+        ("POST", "/v2//repository/models/same/unload", 404),
         ("GET", "/v2/other", 404),
         ("GET", "/v2/models//ready", 404),
         ("GET", "/v2/models/same/other", 404),

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import version as release
 from typing import Any, Final
 
-from strongroom import __version__
 from strongroom.serving.config import VersionPolicy
 from strongroom.serving.engine import Engine
 from strongroom.serving.servable import DEFAULT_SIGNATURE
@@ -37,7 +37,7 @@ _STATES: Final = {
 
 def server_metadata() -> dict[str, Any]:
     """``ServerMetadataResponse``."""
-    return {"name": "strongroom", "version": __version__, "extensions": list(_EXTENSIONS)}
+    return {"name": "strongroom", "version": release("strongroom"), "extensions": list(_EXTENSIONS)}
 
 
 def model_metadata(engine: Engine, model: str, version: int | None) -> dict[str, Any]:

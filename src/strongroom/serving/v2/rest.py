@@ -71,7 +71,7 @@ class V2Rest:
         return _error(HTTP_STATUS[error.code], error.message)
 
     def _find(self, path: str) -> tuple[tuple[bytes, _Endpoint], str, str]:
-        parts = path.rstrip("/").split("/")[2:]
+        parts = path.removesuffix("/").split("/")[2:]
         model = version = ""
         found = self._server.get("/".join(parts)) if len(parts) < 3 else None
         if found is None and len(parts) > 1 and parts[0] == "models":

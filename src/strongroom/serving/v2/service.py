@@ -42,6 +42,8 @@ _CONTENTS: Final[Mapping[str, str]] = {
     "BYTES": "bytes_contents",
 }
 
+_WIRE: Final = {"int_contents": np.dtype(np.int32), "uint_contents": np.dtype(np.uint32)}
+
 
 def handlers(engine: Engine, *, control: bool = False, streams: int = 4) -> list[Any]:
     """What a ``grpc.Server`` adds.
@@ -243,10 +245,10 @@ def _contents(name: str, dtype: np.dtype[Any], one: Any) -> np.ndarray[Any, Any]
         raise invalid(
             f"Input {name} has {len(values)} elements in its contents; its shape makes {count}."
         )
-    try:
-        array = np.array(values, dtype)
-    except OverflowError:
-        raise invalid(f"Input {name} has a number that is too large for {one.datatype}.") from None
+    wide = np.array(values, _WIRE.get(field, dtype))
+    array = wide.astype(dtype, copy=False)
+    if array is not wide and (array != wide).any():
+        raise invalid(f"Input {name} has a number that is too large for {one.datatype}.")
     return reshaped(name, array, one.shape)
 
 
