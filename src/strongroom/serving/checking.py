@@ -32,10 +32,10 @@ def check_inputs(inputs: Arrays, signature: Signature) -> int:
             raise _invalid(f"Input {name} has shape {list(value.shape)}, and the model wants {wanted}.")
     if not signature.batched:
         return 1
-    sizes = {inputs[name].shape[0] if inputs[name].ndim else -1 for name in specs}
-    if len(sizes) != 1 or -1 in sizes:
+    sizes = [value.shape[0] if value.ndim else -1 for value in inputs.values()]
+    size = sizes[0] if sizes else -1
+    if size < 0 or sizes.count(size) != len(sizes):
         raise _invalid("The inputs differ in their first dimension, the number of examples.")
-    (size,) = sizes
     return size
 
 
@@ -56,9 +56,12 @@ def wanted_outputs(outputs: Sequence[str], signature: Signature) -> Sequence[str
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        want in (-1, size) for size, want in zip(shape, wanted, strict=True)
-    )
+    if len(shape) != len(wanted):
+        return False
+    for size, want in zip(shape, wanted):  # noqa: B905, SIM110  half the time of all()
+        if want != size and want != -1:
+            return False
+    return True
 
 
 def _refuse_names(inputs: Arrays, signature: Signature) -> None:

@@ -18,6 +18,7 @@ from strongroom.serving.call import Answer, Call
 from strongroom.serving.checking import check_inputs, wanted_outputs
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.status import Code, RequestError
+from strongroom.serving.waking import Waking, wait
 from strongroom.serving.workers import Workers
 
 __all__ = ["DEFAULT_SIGNATURE", "Servable", "Statistics"]
@@ -26,9 +27,11 @@ DEFAULT_SIGNATURE: Final = "serving_default"
 _QUICK_SECONDS: Final = 0.0005
 """A run that takes less is for the event loop itself: another thread costs 0.1 ms."""
 
-_PENANCE: Final = 100
-"""So many times what a slow run took, the event loop runs nothing of that model. How long a run takes
-may depend on values that clients choose; so they can have no more than 1 % of the loop."""
+_PENANCE: Final = 10
+_PATIENCE: Final = 1.0
+"""How long a run takes may depend on values that clients choose. So slow runs have a tenth of the event
+loop's time at most: each is a debt of ten times its seconds, and while that is above one second, the
+event loop runs nothing of that model. The others are those that the system or another thread held up."""
 
 Result = TypeVar("Result")
 
@@ -94,8 +97,9 @@ class Servable:
                 threads=config.limits.concurrency,
                 ran=self._ran,
             )
+        self._waking: Waking | None = None
         self._quick_bytes = -1
-        self._inline_from = 0.0
+        self._debt_until = 0.0
         self._numbers = Statistics()
         self._lock = threading.Lock()
 
@@ -132,7 +136,7 @@ class Servable:
                 turn = self._admission.enter()
                 if turn is not None:
                     await self._await(turn, work.deadline, partial(self._admission.give_up, turn))
-                if _bytes(call.inputs) <= self._quick_bytes and began >= self._inline_from:
+                if _bytes(call.inputs) <= self._quick_bytes and self._debt_until < began + _PATIENCE:
                     outputs = self._run_alone(work)
                 else:
                     # A run cannot be stopped: its place is free when it ends, whether or not
@@ -195,15 +199,19 @@ class Servable:
     async def _await(
         self, future: Future[Result], deadline: float, give_up: Callable[[], Any]
     ) -> Result:
+        loop = asyncio.get_running_loop()
+        waking = self._waking
+        if waking is None or waking.loop is not loop:
+            waking = self._waking = Waking(loop)
         try:
-            async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
-                return await asyncio.shield(asyncio.wrap_future(future))
-        except TimeoutError:
-            give_up()
-            raise late() from None
+            done = await wait(waking, future, deadline - time.monotonic())
         except asyncio.CancelledError:
             give_up()
             raise
+        if not done:
+            give_up()
+            raise late()
+        return future.result()
 
     def _run_alone(self, work: Work) -> Outputs:
         try:
@@ -216,7 +224,7 @@ class Servable:
             outputs = self._run(work.signature, inputs, work.outputs)
             seconds = time.perf_counter() - began
             if seconds >= _QUICK_SECONDS:
-                self._inline_from = time.monotonic() + _PENANCE * seconds
+                self._debt_until = max(self._debt_until, time.monotonic()) + _PENANCE * seconds
             elif (size := _bytes(inputs)) > self._quick_bytes:
                 self._quick_bytes = size
             self._ran(work.size, seconds)
