@@ -37,5 +37,5 @@ def ask(engine):
 
 @pytest.fixture(scope="session")
 def address(engine):
-    with grpc_server(handlers(engine)) as found:
+    with grpc_server(handlers(engine, reload=True)) as found:
         yield found

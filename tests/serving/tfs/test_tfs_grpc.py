@@ -246,7 +246,7 @@ def reload_request(*models):
 def test_another_configuration(tmp_path):
     other = tmp_path / "other"
     other.write_bytes(b"1")
-    with serving(tmp_path) as engine, grpc_server(handlers(engine)) as address:
+    with serving(tmp_path) as engine, grpc_server(handlers(engine, reload=True)) as address:
         channel, ask = caller(address)
         with channel:
             here = engine.config("m").path
@@ -267,7 +267,7 @@ def test_another_configuration(tmp_path):
 
 
 def test_a_server_that_takes_no_configuration(tmp_path):
-    with serving(tmp_path) as engine, grpc_server(handlers(engine, reload=False)) as address:
+    with serving(tmp_path) as engine, grpc_server(handlers(engine)) as address:
         channel, ask = caller(address)
         with channel, pytest.raises(grpc.RpcError) as caught:
             ask(MODELS, "HandleReloadConfigRequest", reload_request(("n", tmp_path)))
@@ -277,7 +277,7 @@ def test_a_server_that_takes_no_configuration(tmp_path):
 
 SEEDS = {
     "Predict": predict_request({"a": np.ones((2, 2), np.float32), "b": np.array([4, 5])}, "two"),
-    "Classify": {"model_spec": spec("by_feature"), "input": examples(X)},
+    "Classify": {"model_spec": spec("classify", version=1), "input": examples(X, X)},
     "Regress": {"model_spec": spec("regress"), "input": examples(X)},
     "MultiInference": tasks((spec("regress"), "regress"), (spec("classify"), "classify")),
     "GetModelMetadata": {"model_spec": spec(), "metadata_field": ["signature_def"]},

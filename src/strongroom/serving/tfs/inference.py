@@ -48,9 +48,9 @@ def signature_of(engine: Engine, call: Call) -> Signature:
     """The signature that the call is for.
 
     Raises:
-        RequestError: INVALID_ARGUMENT: the model does not have it; or as :meth:`.Engine.describe`.
+        RequestError: INVALID_ARGUMENT: the model does not have it; or as :meth:`.Engine.signatures`.
     """
-    signatures = engine.describe(call.model, call.version, call.label).signatures
+    signatures = engine.signatures(call.model, call.version, call.label)
     name = call.signature or DEFAULT_SIGNATURE
     found = signatures.get(name)
     if found is None:

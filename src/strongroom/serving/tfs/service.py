@@ -23,7 +23,7 @@ _TRIES: Final = 5
 """Of a request whose tasks met two versions, because one took the other's place meanwhile."""
 
 
-def handlers(engine: Engine, *, reload: bool = True) -> list[Any]:
+def handlers(engine: Engine, *, reload: bool = False) -> list[Any]:
     """For ``grpc.Server.add_generic_rpc_handlers``.
 
     Args:
