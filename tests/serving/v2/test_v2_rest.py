@@ -184,6 +184,27 @@ def test_binary_in_and_out(api):
     assert body[length:] == X.tobytes()
 
 
+def test_a_body_that_is_the_tensor(api):
+    def raw(model, body, **headers):
+        path = f"/v2/models/{model}/infer"
+        status, headers, answer = ask(api, "POST", path, body, {HEADER_LENGTH: b"0"})
+        if status != 200:
+            return status, json.loads(answer)["error"], b""
+        length = int(headers[HEADER_LENGTH])
+        return status, json.loads(answer[:length])["outputs"][0], answer[length:]
+
+    status, found, data = raw("same", X.tobytes())
+    assert (status, found["shape"], data[:64]) == (200, [1, 16], X.tobytes())
+    status, found, data = raw("faulty", X.tobytes())
+    assert status == 500
+    for body in (X.tobytes()[:-1], X.tobytes() * 2, b""):
+        assert raw("same", body)[0] == 400
+    assert "one input" in raw("two", b"")[1]
+    assert "shape" in raw("echo-float32", b"1234")[1]
+    status, found, data = raw("text", b"\xff words")
+    assert (status, found["shape"], data) == (200, [1, 1], b"\7\0\0\0\xff words")
+
+
 def test_all_outputs_binary_but_one(api):
     _, headers, body = infer(
         api,
@@ -373,7 +394,6 @@ def test_wrong_lengths_of_the_header(api, length):
         ("POST", "/v2/models/same", 405),
         ("GET", "/v2/repository/index", 405),
         ("GET", "/v2/models", 404),
-        ("GET", "/v2//", 404),
         ("POST", "/v2/models/same/infer//", 404),
         ("POST", "/v2/repository/models/same/unload//", 404),
         ("POST", "/v2//repository/models/same/unload", 404),

@@ -56,6 +56,12 @@ def make(name):
         return Model({"x": ("float32", (-1,))}, {"y": ("float32", (-1,))}, failing)
     if name == "away":
         raise ServerUnavailable("the key server does not answer")
+    if name == "two":
+        side = ("float32", (-1,))
+        return Model({"x": side, "z": side}, {"y": side}, lambda x, z: {"y": x + z})
+    if name == "text":
+        side = ("bytes", (-1, 1))
+        return Model({"x": side}, {"y": side}, lambda x: {"y": x}, batched=True)
     assert name in ("same", "batched", "extra")
     side = ("float32", (-1, 16))
     sums = ("float64", (-1,))
@@ -71,7 +77,7 @@ def make(name):
 def serving(directory):
     place = directory / "model"
     place.write_bytes(b"1")
-    names = ["same", "batched", "extra", "faulty", "away", *ECHOES]
+    names = ["same", "batched", "extra", "two", "text", "faulty", "away", *ECHOES]
     engine = Engine(
         [
             ModelConfig(one, str(place), batching=Batching(8, 0.001) if one == "batched" else None)

@@ -14,7 +14,14 @@ from strongroom.serving.status import Code, RequestError
 from strongroom.serving.tensors import BYTES, Signature, TensorSpec
 from strongroom.serving.v2.datatypes import datatype_of
 
-__all__ = ["index", "model_config", "model_metadata", "refuse_parameters", "server_metadata"]
+__all__ = [
+    "default_signature",
+    "index",
+    "model_config",
+    "model_metadata",
+    "refuse_parameters",
+    "server_metadata",
+]
 
 _EXTENSIONS: Final = (
     "binary_tensor_data",
@@ -43,7 +50,7 @@ def server_metadata() -> dict[str, Any]:
 def model_metadata(engine: Engine, model: str, version: int | None) -> dict[str, Any]:
     """``ModelMetadataResponse``: of the signature that inference uses."""
     found = engine.describe(model, version)
-    signature = _signature(found)
+    signature = default_signature(found)
     return {
         "name": model,
         "versions": [str(one) for one in sorted(found.versions)],
@@ -57,7 +64,7 @@ def model_config(engine: Engine, model: str, version: int | None) -> dict[str, A
     """``ModelConfig``: what of Triton's configuration has a meaning here."""
     found = engine.describe(model, version)
     config = engine.config(model)
-    signature = _signature(found)
+    signature = default_signature(found)
     batching = config.batching if signature.batched else None
     answer = {
         "name": model,
@@ -70,6 +77,21 @@ def model_config(engine: Engine, model: str, version: int | None) -> dict[str, A
     if batching is not None:
         answer["dynamic_batching"] = {"max_queue_delay_microseconds": round(batching.delay * 1e6)}
     return answer
+
+
+def default_signature(found: Description) -> Signature:
+    """The signature that inference uses.
+
+    Raises:
+        RequestError: UNIMPLEMENTED: the model has none of that name.
+    """
+    signature = found.signatures.get(DEFAULT_SIGNATURE)
+    if signature is None:
+        raise RequestError(
+            Code.UNIMPLEMENTED,
+            f"Model {found.model} has no signature {DEFAULT_SIGNATURE}: this protocol knows no other.",
+        )
+    return signature
 
 
 def index(engine: Engine, ready: bool) -> list[dict[str, str]]:
@@ -111,16 +133,6 @@ def refuse_parameters(parameters: Mapping[str, Any]) -> None:
             raise RequestError(
                 Code.INVALID_ARGUMENT, "A model is loaded as this server has it configured."
             )
-
-
-def _signature(found: Description) -> Signature:
-    signature = found.signatures.get(DEFAULT_SIGNATURE)
-    if signature is None:
-        raise RequestError(
-            Code.UNIMPLEMENTED,
-            f"Model {found.model} has no signature {DEFAULT_SIGNATURE}: this protocol knows no other.",
-        )
-    return signature
 
 
 def _tensors(specs: Mapping[str, TensorSpec]) -> list[dict[str, Any]]:

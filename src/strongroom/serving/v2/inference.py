@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -11,11 +12,14 @@ import orjson
 
 from strongroom.serving.call import Answer, Call
 from strongroom.serving.exchange import HttpRequest, HttpResponse
+from strongroom.serving.states import Description
+from strongroom.serving.tensors import DTYPES
 from strongroom.serving.v2 import binary, json_tensors
 from strongroom.serving.v2.classification import classify, count_of
 from strongroom.serving.v2.datatypes import dtype_of, invalid, name_of, tensor_name
+from strongroom.serving.v2.description import default_signature
 
-__all__ = ["Wish", "deadline", "read", "read_object", "write"]
+__all__ = ["HEADER_LENGTH", "Wish", "deadline", "read", "read_object", "read_raw", "write"]
 
 HEADER_LENGTH: Final = b"inference-header-content-length"
 
@@ -66,6 +70,40 @@ def read(request: HttpRequest, model: str, version: int | None) -> tuple[Call, W
     if "outputs" in document:
         call.outputs = _outputs(document["outputs"], wish)
     return call, wish
+
+
+def read_raw(request: HttpRequest, model: Description, version: int | None) -> tuple[Call, Wish]:
+    """The call in a request whose body is the only input, without a word of JSON.
+
+    One example, where the model is batched; one other dimension may be of any size. An input of BYTES has
+    one element, the body.
+
+    Raises:
+        RequestError: INVALID_ARGUMENT: the model has another signature, or the body another size.
+    """
+    signature = default_signature(model)
+    if len(signature.inputs) != 1:
+        raise invalid("A body without a header is for models of one input.")
+    (spec,) = signature.inputs.values()
+    dtype = DTYPES[spec.dtype]
+    shape = list(spec.shape or ())
+    if signature.batched:
+        shape[0] = 1
+    if spec.shape is None or shape.count(-1) > 1:
+        raise invalid(f"Input {spec.name} needs a shape, and so a header.")
+    # One element of text says nothing of a size; otherwise a wrong one is found below.
+    known = math.prod(size for size in shape if size != -1) * dtype.itemsize
+    free = 1 if dtype.hasobject or not known else len(request.body) // known
+    shape = [free if size == -1 else size for size in shape]
+    if dtype.hasobject:
+        text = [bytes(request.body)]
+        if math.prod(shape) != 1:
+            raise invalid(f"Input {spec.name} has more elements than one, and needs a header.")
+        array = np.array(text, object).reshape(shape)
+    else:
+        array = binary.decode(spec.name, dtype, shape, memoryview(request.body))
+    call = Call(model.model, {spec.name: array}, version, client=request.client)
+    return call, Wish(binary=True)
 
 
 def read_object(body: bytes | bytearray | memoryview) -> dict[str, Any]:

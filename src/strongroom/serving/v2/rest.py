@@ -87,7 +87,11 @@ class V2Rest:
         return found, model, version
 
     async def _infer(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
-        call, wish = inference.read(request, model, version)
+        if request.headers.get(inference.HEADER_LENGTH) == b"0":
+            found = self._engine.describe(model, version)
+            call, wish = inference.read_raw(request, found, version)
+        else:
+            call, wish = inference.read(request, model, version)
         return inference.write(await self._engine.infer_async(call), wish)
 
     async def _metadata(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
