@@ -13,14 +13,11 @@ from strongroom.errors import StrongroomError
 from strongroom.serving.call import Call, Client
 from strongroom.serving.clients import client_of, with_token
 from strongroom.serving.messages import method_types
-from strongroom.serving.status import Code, code_of
+from strongroom.serving.status import Code, RequestError, code_of
 
 __all__ = ["Context", "caller", "service"]
 
 _CODES = {one.value[0]: one for one in grpc.StatusCode}
-
-# Left to a deserializer of gRPC it would be INTERNAL, as if it were the server's fault.
-_UNREADABLE = Code.INVALID_ARGUMENT, "The message cannot be read."
 
 
 class Context:
@@ -68,47 +65,71 @@ def service(
     types = method_types(name)
     handlers = {
         method: grpc.unary_unary_rpc_method_handler(
-            _guarded(function, types[method][0].FromString),
+            _guarded(function),
+            request_deserializer=_reader(types[method][0]),
             response_serializer=types[method][1].SerializeToString,
         )
         for method, function in methods.items()
     }
     for method, stream in streams.items():
         handlers[method] = grpc.stream_stream_rpc_method_handler(
-            _guarded_stream(stream, types[method][0].FromString),
+            _guarded_stream(stream),
+            request_deserializer=_reader(types[method][0]),
             response_serializer=types[method][1].SerializeToString,
         )
     return grpc.method_handlers_generic_handler(name, handlers)
 
 
-def _guarded(
-    function: Callable[[Any, Context], Any], parse: Callable[[bytes], Any]
-) -> Callable[[Any, Any], Any]:
-    def answer(data: bytes, context: Any) -> Any:
+class _Unreadable:
+    """In place of a message that cannot be read: about no model, as interceptors see it.
+
+    A deserializer that raises makes the call INTERNAL, as if it were the server's fault.
+    """
+
+    name = model_name = ""
+    tasks = ()
+    model_spec = property(lambda self: self)
+
+    @staticmethod
+    def ByteSize() -> int:  # noqa: N802  as of messages
+        return 0
+
+
+def _reader(kind: type[Any]) -> Callable[[bytes], Any]:
+    def read(data: bytes) -> Any:
         try:
-            return function(parse(data), Context(context))
+            return kind.FromString(data)
+        except DecodeError:
+            return _Unreadable()
+
+    return read
+
+
+def _readable(message: Any) -> Any:
+    if isinstance(message, _Unreadable):
+        raise RequestError(Code.INVALID_ARGUMENT, "The message cannot be read.")
+    return message
+
+
+def _guarded(function: Callable[[Any, Context], Any]) -> Callable[[Any, Any], Any]:
+    def answer(request: Any, context: Any) -> Any:
+        try:
+            return function(_readable(request), Context(context))
         except StrongroomError as error:
             code, said = code_of(error), error.message
-        except DecodeError:
-            code, said = _UNREADABLE
         return context.abort(_CODES[int(code)], said)
 
     return answer
 
 
 def _guarded_stream(
-    function: Callable[[Iterator[Any], Context], Iterator[Any]], parse: Callable[[bytes], Any]
-) -> Callable[[Iterator[bytes], Any], Iterator[Any]]:
-    def answers(data: Iterator[bytes], context: Any) -> Iterator[Any]:
+    function: Callable[[Iterator[Any], Context], Iterator[Any]],
+) -> Callable[[Iterator[Any], Any], Iterator[Any]]:
+    def answers(requests: Iterator[Any], context: Any) -> Iterator[Any]:
         try:
-            yield from function(map(parse, data), Context(context))
+            yield from function(map(_readable, requests), Context(context))
         except StrongroomError as error:
-            code, said = code_of(error), error.message
-        except DecodeError:
-            code, said = _UNREADABLE
-        else:
-            return
-        context.abort(_CODES[int(code)], said)
+            context.abort(_CODES[int(code_of(error))], error.message)
 
     return answers
 
