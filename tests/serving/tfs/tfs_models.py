@@ -8,6 +8,7 @@ from contextlib import contextmanager
 
 import grpc
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.engine import Engine
@@ -92,7 +93,10 @@ class Everything:
     def _parsed(self, inputs):
         found = []
         for one in inputs["inputs"]:
-            feature = message("tensorflow.Example").FromString(one).features.feature
+            try:
+                feature = message("tensorflow.Example").FromString(one).features.feature
+            except DecodeError:
+                raise RequestError(Code.INVALID_ARGUMENT, "That is no example.") from None
             if "x" not in feature:
                 raise RequestError(Code.INVALID_ARGUMENT, "Feature x is missing.")
             found.append(sum(feature["x"].float_list.value))

@@ -39,8 +39,7 @@ __all__ = ["TfsRest"]
 _PATH: Final = re.compile(
     r"/v1/models/(?P<model>[^/:]+)"
     r"(?:/versions/(?P<version>[0-9]{1,19})|/labels/(?P<label>[^/:]+))?"
-    r"(?:(?P<metadata>/metadata)|:(?P<method>classify|regress|predict))?",
-    re.IGNORECASE,
+    r"(?:(?P<metadata>/metadata)|:(?P<method>classify|regress|predict))?"
 )
 _LARGEST: Final = 2**63 - 1
 _LARGEST_FLOAT: Final = float(np.finfo(np.float32).max)
@@ -139,7 +138,7 @@ def _parse_path(path: str) -> tuple[Where, bool, str] | None:
         if version > _LARGEST:
             return None
     where = (found["model"], version, found["label"])
-    return where, bool(found["metadata"]), (found["method"] or "").lower()
+    return where, bool(found["metadata"]), found["method"] or ""
 
 
 def _call(where: Where, body: Mapping[str, Any], request: HttpRequest) -> Call:
