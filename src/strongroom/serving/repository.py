@@ -188,6 +188,7 @@ class Repository:
         with self._changed:
             model = self._model(name)
             found = dict(model.ended)
+            found |= {one.number: one.status() for one in model.leaving}
             found |= {number: one.status() for number, one in model.coming.items()}
             # A version that is replaced by itself answers until the new one does.
             found |= {number: one.status() for number, one in model.serving.items()}
@@ -257,7 +258,7 @@ class Repository:
                 raise self._none(model)
 
     def unload(self, name: str) -> None:
-        """Stop serving a model; returns when nothing of it is in memory.
+        """Stop serving a model; returns when nothing of it is in memory, or it is wanted again.
 
         Raises:
             RequestError: NOT_FOUND; DEADLINE_EXCEEDED: it has not gone within a minute. It will, when
@@ -267,7 +268,8 @@ class Repository:
             model = self._model(name)
             model.wanted = False
             self._look_and_wait(model)
-            if not self._changed.wait_for(lambda: not model.is_there(), _UNLOAD_SECONDS):
+            done = self._changed.wait_for(lambda: model.wanted or not model.is_there(), _UNLOAD_SECONDS)
+            if not done:
                 raise RequestError(
                     Code.DEADLINE_EXCEEDED, f"Model {name} still computes; it goes when that has ended."
                 )
@@ -319,6 +321,8 @@ class Repository:
         self._changed.notify_all()
         # One look may be under way.
         while model.looked < looked + 2 and self._thread.is_alive() and not self._stopping:
+            if model not in self._all():
+                return  # another configuration has no such model
             self._look_now = True
             self._changed.wait(0.1)
 
