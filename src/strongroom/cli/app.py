@@ -17,6 +17,7 @@ from strongroom.cli import (
     keygen,
     keys,
     keyserver,
+    loadtest,
     nodes,
     pki,
     plumbing,
@@ -87,7 +88,7 @@ def program(
     """The program itself."""
 
 
-for _module in (keygen, seal, unseal, inspect, verify, rewrap, transfer, bench):
+for _module in (keygen, seal, unseal, inspect, verify, rewrap, transfer, bench, loadtest):
     _module.register(app)
 for _group in (attest, policy, keyserver, keycache, keys, audit, nodes, tokens, pki):
     app.add_typer(_group.app)

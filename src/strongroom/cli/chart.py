@@ -1,15 +1,16 @@
-"""The chart of ``strongroom bench --plot``."""
+"""Charts: that of ``strongroom bench --plot``, and how any is written."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from typing import Any
 
 from strongroom.cli.measure import Measurement
 from strongroom.errors import MissingExtra, UsageError
 from strongroom.model.output import FileOutput
 
-__all__ = ["check_chart_name", "draw_chart"]
+__all__ = ["check_chart_name", "draw_chart", "save_figure"]
 
 _FORMATS = ("png", "svg", "pdf")
 _BAR, _RUN, _GRID = "#4c78a8", "#1b2a3a", "#d8dce2"
@@ -64,6 +65,15 @@ def draw_chart(path: str, title: str, steps: Sequence[Measurement], *, force: bo
     axes.grid(axis="x", color=_GRID, zorder=1)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
+    save_figure(figure, path, kind, force=force)
+
+
+def save_figure(figure: Any, path: str, kind: str, *, force: bool) -> None:
+    """Write a figure of matplotlib.
+
+    Raises:
+        AlreadyExists: there is a file already, and ``force`` is not said.
+    """
     drawn = io.BytesIO()
     figure.savefig(drawn, format=kind, dpi=150)
     output = FileOutput(path, overwrite=force, mode=0o666)
