@@ -129,11 +129,11 @@ class HttpProtocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._head_size += len(data)
-            if self._head_timer is None:
-                self._expect_head()
         else:
             self._framing += len(data)
         super().data_received(data)
+        if self._in_head and self._head_size and self._head_timer is None:
+            self._expect_head()
         size, what = (self._head_size, "head") if self._in_head else (self._framing, "framing")
         if size > MAX_HEAD and not self.transport.is_closing():
             self._refuse_head(f"The {what} of the request is too large.")
@@ -157,8 +157,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False
         self._framing = 0
         self._stop_timer()
-        size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-        if size > MAX_HEAD or self._ambiguous() or self.parser.get_http_version() != "1.1":
+        if self._is_large() or self._ambiguous() or self.parser.get_http_version() != "1.1":
             raise ValueError  # the parser turns it into the answer below
         super().on_headers_complete()
         self.cycle.transport = self._answers  # type: ignore[assignment]
@@ -186,6 +185,11 @@ class HttpProtocol(HttpToolsProtocol):
         self.refused("does-not-read")
         # An orderly close would wait for the client to read what is left.
         self.transport.abort()
+
+    def _is_large(self) -> bool:
+        if 0 < self._head_size <= MAX_HEAD:  # of what came, the head is a part
+            return False
+        return len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD
 
     def _ambiguous(self) -> bool:
         """Two readings of one request: what proxies are fooled with."""

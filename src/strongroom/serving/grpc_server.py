@@ -1,0 +1,308 @@
+"""The gRPC port: a server with threads, who may call what, numbers, health and reflection."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import grpc
+from grpc_health.v1 import (  # type: ignore[import-untyped]
+    health,
+    health_pb2,
+    health_pb2_grpc,
+)
+from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
+    reflection,
+    reflection_pb2,
+)
+
+from strongroom.errors import Unavailable
+from strongroom.serving.access_log import AccessLog
+from strongroom.serving.clients import Access
+from strongroom.serving.grpc_calls import caller
+from strongroom.serving.messages import method_types, pool
+from strongroom.serving.metrics import Metrics
+from strongroom.serving.settings import Listen, RequestLimits
+from strongroom.serving.status import Code, RequestError
+from strongroom.serving.tls import Certificates
+from strongroom.web.logs import describe, log
+
+__all__ = ["GrpcServer"]
+
+_CODES: Final = {one.value[0]: one for one in grpc.StatusCode}
+_APIS: Final = {"inference": "v2", "tensorflow": "tfs"}
+_ADMIN: Final = frozenset({"RepositoryModelLoad", "RepositoryModelUnload", "HandleReloadConfigRequest"})
+_METADATA: Final = 32 << 10
+_CONNECTION_AGE: Final = 3_600_000
+"""Milliseconds after which a client connects, and shows its certificate, anew."""
+
+
+class GrpcServer:
+    """The server and its health.
+
+    Args:
+        handlers: of the protocols.
+        listen, limits: see there.
+        certificates: None speaks without TLS.
+        access: who may use what.
+        metrics, access_log: where it is written down.
+
+    Raises:
+        Unavailable: somebody else listens there.
+
+    Attributes:
+        port: that it listens at.
+    """
+
+    def __init__(
+        self,
+        handlers: Sequence[Any],
+        listen: Listen,
+        limits: RequestLimits,
+        certificates: Certificates | None,
+        access: Access,
+        metrics: Metrics,
+        access_log: AccessLog,
+    ) -> None:
+        self._health = health.HealthServicer()
+        self._said: dict[str, int] = {}
+        self._server = grpc.server(
+            ThreadPoolExecutor(limits.grpc_threads, "grpc"),
+            handlers=tuple(handlers),
+            interceptors=(_Guard(access, metrics, access_log, certificates is not None),),
+            options=_options(limits),
+            maximum_concurrent_rpcs=limits.grpc_threads + limits.grpc_waiting,
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._reflect([one.service_name() for one in handlers])
+        self.health({})
+        host = f"[{listen.host}]" if ":" in listen.host else listen.host
+        address = f"{host}:{listen.grpc_port}"
+        try:
+            if certificates is None:
+                self.port = self._server.add_insecure_port(address)
+            else:
+                credentials = certificates.grpc_credentials()
+                self.port = self._server.add_secure_port(address, credentials)
+        except RuntimeError:
+            raise Unavailable(
+                f"Cannot listen at {listen.host}, port {listen.grpc_port}, for gRPC."
+            ) from None
+
+    def _reflect(self, services: list[str]) -> None:
+        names = [health.SERVICE_NAME, reflection.SERVICE_NAME]
+        for module in (health_pb2, reflection_pb2):
+            pool().AddSerializedFile(module.DESCRIPTOR.serialized_pb)
+        reflection.enable_server_reflection([*services, *names], self._server, pool=pool())
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._server.start()
+
+    def health(self, models: dict[str, bool], ready: bool = False) -> None:
+        """Say which models answer, and whether all do."""
+        states = health_pb2.HealthCheckResponse
+        now = {"": ready, **models}
+        found = dict.fromkeys(self._said, states.SERVICE_UNKNOWN)
+        found |= {name: states.SERVING if one else states.NOT_SERVING for name, one in now.items()}
+        for name, state in found.items():
+            if self._said.get(name) != state:  # who watches is told of changes
+                self._health.set(name, state)
+        self._said = found
+
+    def drain(self) -> None:
+        """Tell who asks for the health that nobody shall come any more."""
+        self._health.enter_graceful_shutdown()
+
+    def stop(self, seconds: float) -> threading.Event:
+        """Accept nothing new, and let calls end for at most so long; the event is set afterwards."""
+        stopped: threading.Event = self._server.stop(seconds)
+        return stopped
+
+
+def _options(limits: RequestLimits) -> list[tuple[str, int]]:
+    return [
+        ("grpc.max_receive_message_length", limits.bytes),
+        ("grpc.max_send_message_length", -1),
+        ("grpc.max_metadata_size", _METADATA),
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_connection_age_ms", _CONNECTION_AGE),
+        ("grpc.max_connection_age_grace_ms", 600_000),
+        # A client that is away without a word is noticed after a minute and a half.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 30_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.max_ping_strikes", 3),
+    ]
+
+
+class _Guard(grpc.ServerInterceptor):  # type: ignore[misc]
+    """What surrounds each call of a protocol; health and reflection are for everybody."""
+
+    def __init__(self, access: Access, metrics: Metrics, log: AccessLog, mutual: bool) -> None:
+        self.access = access
+        self.metrics = metrics
+        self.log = log
+        self.mutual = mutual
+        self._handlers: dict[str, Any] = {}
+
+    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
+        method = details.method
+        found = self._handlers.get(method)
+        if found is None:
+            found = continuation(details)
+            if found is None or method.startswith("/grpc."):
+                return found
+            found = self._handlers[method] = self._guarded(method, found)
+        return found
+
+    def _guarded(self, method: str, handler: Any) -> Any:
+        service, _, name = method[1:].partition("/")
+        request, response = method_types(service)[name]
+        call = _Guarded(
+            self,
+            method,
+            _APIS.get(service.partition(".")[0], "other"),
+            _models_of(request),
+            _version_of(response),
+            self.access.check_admin if name in _ADMIN else None,
+        )
+        if handler.unary_unary is not None:
+            return handler._replace(unary_unary=call.unary(handler.unary_unary))
+        return handler._replace(stream_stream=call.stream(handler.stream_stream))
+
+
+class _Guarded:
+    """One method of a protocol."""
+
+    def __init__(
+        self,
+        guard: _Guard,
+        method: str,
+        api: str,
+        models_of: Callable[[Any], list[str]],
+        version_of: Callable[[Any], int],
+        admin: Callable[[Any], None] | None,
+    ) -> None:
+        self._access, self._metrics, self._log = guard.access, guard.metrics, guard.log
+        self._mutual = guard.mutual
+        self._method = method
+        self._api = api
+        self._models_of = models_of
+        self._version_of = version_of
+        self._admin = admin
+
+    def unary(self, inner: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+        def answer(request: Any, context: Any) -> Any:
+            began = time.perf_counter()
+            code, version = Code.UNKNOWN.value, 0
+            try:
+                self._check(request, context)
+                response = inner(request, context)
+                code, version = 0, self._version_of(response)
+            except Exception as error:
+                code = _code_of(error, context)
+                if context.code() is None:
+                    # gRPC would tell the client the words of what nobody foresaw.
+                    context.abort(grpc.StatusCode.INTERNAL, "The server failed.")
+                raise
+            finally:
+                self._note(request, context, code, version, began)
+            return response
+
+        return answer
+
+    def stream(
+        self, inner: Callable[[Iterator[Any], Any], Iterator[Any]]
+    ) -> Callable[[Iterator[Any], Any], Iterator[Any]]:
+        """One line for all of a stream; each of its messages is checked."""
+
+        def answers(requests: Iterator[Any], context: Any) -> Iterator[Any]:
+            began = time.perf_counter()
+            code, last = Code.CANCELLED.value, None
+
+            def checked() -> Iterator[Any]:
+                nonlocal last
+                for last in requests:
+                    self._check(last, context)
+                    yield last
+
+            try:
+                yield from inner(checked(), context)
+                code = 0
+            except Exception as error:
+                code = _code_of(error, context)
+                if context.code() is None:
+                    # gRPC would tell the client the words of what nobody foresaw.
+                    context.abort(grpc.StatusCode.INTERNAL, "The server failed.")
+                raise
+            finally:
+                self._note(last, context, code, 0, began)
+
+        return answers
+
+    def _check(self, request: Any, context: Any) -> None:
+        try:
+            if self._admin is not None:
+                self._admin(caller(context))
+                return
+            for model in self._models_of(request):
+                if self._access.ruled(model):
+                    self._access.check(caller(context), model)
+        except RequestError as error:
+            context.abort(_CODES[int(error.code)], error.message)
+
+    def _note(self, request: Any, context: Any, code: int, version: int, began: float) -> None:
+        seconds = time.perf_counter() - began
+        names = [] if request is None else self._models_of(request)
+        model = (names[0], version) if names and self._access.known(names[0]) else None
+        self._metrics.request(model, self._api, "grpc", code, seconds)
+        name, number = model or (None, 0)
+        self._log.request(
+            self._api,
+            self._method,
+            "OK" if not code else Code(code).name,
+            seconds,
+            context.peer(),
+            caller(context).subject if self._mutual else None,
+            name,
+            number or None,
+            0 if request is None else request.ByteSize(),
+        )
+
+
+def _code_of(error: Exception, context: Any) -> int:
+    """The code of a call that ended with an exception: its own, where it was aborted."""
+    status = context.code()
+    if status is None:
+        log.error("fault", **describe(error))
+        status = grpc.StatusCode.INTERNAL
+    code: int = status.value[0]
+    return code
+
+
+def _models_of(kind: Any) -> Callable[[Any], list[str]]:
+    """How a message says which models it is about."""
+    fields = kind.DESCRIPTOR.fields_by_name
+    if "model_spec" in fields:
+        return lambda message: [message.model_spec.name]
+    if "tasks" in fields:
+        return lambda message: [one.model_spec.name for one in message.tasks]
+    for name in ("model_name", "name"):
+        if name in fields:
+            return lambda message: [getattr(message, name)]
+    return lambda message: []
+
+
+def _version_of(kind: Any) -> Callable[[Any], int]:
+    """How an answer says which version it is of; 0: it does not."""
+    fields = kind.DESCRIPTOR.fields_by_name
+    if "model_spec" in fields:
+        return lambda message: int(message.model_spec.version.value)
+    if "model_version" in fields and "outputs" in fields:
+        return lambda message: int(message.model_version or 0)
+    return lambda message: 0

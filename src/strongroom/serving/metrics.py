@@ -1,0 +1,147 @@
+"""Numbers for Prometheus. Labels are names of this server's models, never what a caller made up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Protocol
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.registry import Collector
+
+from strongroom.serving.servable import Statistics
+from strongroom.serving.states import State, VersionStatus
+from strongroom.serving.status import Code, RequestError
+
+__all__ = ["CONTENT_TYPE_LATEST", "Metrics", "Watched"]
+
+_SECONDS: Final = (
+    *(0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032),
+    *(0.064, 0.125, 0.25, 0.5, 1, 2, 5, 10),
+)
+
+disable_created_metrics()  # type: ignore[no-untyped-call]  # as many numbers again, which nobody reads
+
+
+class Watched(Protocol):
+    """What of the engine is looked at."""
+
+    def names(self) -> list[str]: ...
+    def status(self, model: str) -> list[VersionStatus]: ...
+    def statistics(self, model: str) -> list[tuple[int, Statistics]]: ...
+
+
+class Metrics:
+    """The numbers of one server."""
+
+    def __init__(self) -> None:
+        self._registry = CollectorRegistry()
+        self._requests = self._make(
+            Counter,
+            "requests",
+            "Requests by model, protocol and outcome (a code of gRPC; OK).",
+            *("model", "version", "api", "transport", "code"),
+        )
+        self._seconds = self._make(
+            Histogram,
+            "request_seconds",
+            "Time from a request that is there whole to its answer.",
+            *("model", "version", "api", "transport"),
+            buckets=_SECONDS,
+        )
+        self._early = self._make(
+            Counter, "refused_early", "Connections and requests that came to no protocol.", "why"
+        )
+        self._loads = self._make(
+            Counter, "loads", "Versions of models that were loaded, and that were not.", "model", "code"
+        )
+        self._of: dict[tuple[Any, ...], tuple[Callable[[], None], Callable[[float], None]]] = {}
+        ProcessCollector(registry=self._registry)
+
+    def _make(self, kind: Callable[..., Any], name: str, text: str, *labels: str, **more: Any) -> Any:
+        return kind(f"strongroom_serving_{name}", text, labels, registry=self._registry, **more)
+
+    def watch(self, engine: Watched) -> None:
+        """Say of an engine's models what it counts itself."""
+        self._registry.register(_Models(engine))
+
+    def request(
+        self, model: tuple[str, int] | None, api: str, transport: str, code: int, seconds: float
+    ) -> None:
+        """Count one request.
+
+        Args:
+            model: name and version; version 0 where none answered; None: no model of this server.
+            api: ``tfs`` or ``v2``.
+            transport: ``rest`` or ``grpc``.
+            code: 0 or a :class:`.status.Code`.
+            seconds: that it took.
+        """
+        found = self._of.get((model, api, transport, code))
+        if found is None:
+            name, version = model or ("", 0)
+            labels = (name, str(version or ""), api, transport)
+            outcome = "OK" if not code else Code(code).name
+            counter, histogram = self._requests.labels(*labels, outcome), self._seconds.labels(*labels)
+            found = self._of[model, api, transport, code] = counter.inc, histogram.observe
+        found[0]()
+        found[1](seconds)
+
+    def refused_early(self, why: str) -> None:
+        """Count what was refused for its rate, size, form or slowness."""
+        self._early.labels(why).inc()
+
+    def told(self, model: str, status: VersionStatus) -> None:
+        """Count what became of a version."""
+        if status.state is State.AVAILABLE:
+            self._loads.labels(model, "OK").inc()
+        elif status.code:
+            self._loads.labels(model, Code(status.code).name).inc()
+
+    def text(self) -> bytes:
+        """All of it, in Prometheus' format."""
+        return generate_latest(self._registry)
+
+
+class _Models(Collector):
+    def __init__(self, engine: Watched) -> None:
+        self._engine = engine
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ["model", "version"]
+        batches = SummaryMetricFamily(
+            "strongroom_serving_batch_size",
+            "Examples in a run of the model; below the requests where they were put together.",
+            labels=labels,
+        )
+        runs = SummaryMetricFamily(
+            "strongroom_serving_run_seconds", "Time that the model ran.", labels=labels
+        )
+        waiting = GaugeMetricFamily(
+            "strongroom_serving_queue", "Requests that wait for the model.", labels=labels
+        )
+        states = GaugeMetricFamily(
+            "strongroom_serving_version_state",
+            "State of a version, in TensorFlow Serving's numbers; 30 is available.",
+            labels=labels,
+        )
+        for model in self._engine.names():
+            try:
+                for status in self._engine.status(model):
+                    states.add_metric([model, str(status.version)], status.state)
+                for version, one in self._engine.statistics(model):
+                    of = [model, str(version)]
+                    batches.add_metric(of, one.runs, one.examples)
+                    runs.add_metric(of, one.runs, one.run_seconds)
+                    waiting.add_metric(of, one.waiting)
+            except RequestError:
+                continue  # gone meanwhile
+        return [batches, runs, waiting, states]

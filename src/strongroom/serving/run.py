@@ -1,0 +1,42 @@
+"""Runs a model server: what has to be so before anything of it is imported."""
+
+from __future__ import annotations
+
+import os
+
+from strongroom.crypto.secret import keep_out_of_core_dumps
+from strongroom.serving.repository import Load
+from strongroom.serving.settings import Settings
+from strongroom.serving.tls import Certificates, only_tls_1_3
+from strongroom.web.logs import configure_logging
+from strongroom.web.sockets import allow_many_descriptors, bind
+
+__all__ = ["run"]
+
+
+def run(settings: Settings, load: Load) -> None:
+    """Serve until SIGTERM or SIGINT; SIGHUP reads the certificate again, which happens by itself too.
+
+    Args:
+        settings: of the server.
+        load: makes a version answer, see :class:`.repository.Repository`.
+
+    Raises:
+        StrongroomError: it does not start; says why.
+    """
+    configure_logging()
+    keep_out_of_core_dumps()
+    allow_many_descriptors()
+    certificates = None if settings.tls is None else Certificates(settings.tls)
+    if certificates is not None:
+        only_tls_1_3()
+    # Its own log is no JSON, and says nothing that this one does not.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    sockets = bind(settings.listen.host, settings.listen.rest_port, "--host")
+    try:
+        from strongroom.serving.server import serve
+
+        serve(settings, load, certificates, sockets)
+    finally:
+        for one in sockets:
+            one.close()

@@ -1,0 +1,247 @@
+"""One process that serves: its parts, its event loop, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+
+from strongroom.errors import StrongroomError
+from strongroom.serving.access_log import AccessLog
+from strongroom.serving.clients import Access
+from strongroom.serving.engine import Engine
+from strongroom.serving.grpc_server import GrpcServer
+from strongroom.serving.http import Front, protocol_class
+from strongroom.serving.metrics import Metrics
+from strongroom.serving.repository import Load
+from strongroom.serving.settings import Settings
+from strongroom.serving.states import State, VersionStatus
+from strongroom.serving.status import Code, RequestError
+from strongroom.serving.tfs import service as tfs_service
+from strongroom.serving.tfs.rest import TfsRest
+from strongroom.serving.tls import Certificates
+from strongroom.serving.v2 import service as v2_service
+from strongroom.serving.v2.rest import V2Rest
+from strongroom.web.logs import describe, log
+
+__all__ = ["serve"]
+
+_HANDSHAKE_SECONDS: Final = 10.0
+_SWITCH_SECONDS: Final = 0.0005
+_LOOK_EVERY: Final = 20
+"""Ticks of a tenth of a second between two looks at the files of the certificate."""
+
+
+class _Health:
+    """Who is told of changes: log, numbers, and the health of the gRPC port."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.engine: Engine | None = None
+        self.grpc: GrpcServer | None = None
+
+    def told(self, model: str, status: VersionStatus) -> None:
+        say = log.warning if status.code else log.info
+        more = {"code": Code(status.code).name, "message": status.message} if status.code else {}
+        say("model", model=model, version=status.version, state=status.state.name, **more)
+        self._metrics.told(model, status)
+        self.refresh()
+
+    def refresh(self) -> None:
+        engine, server = self.engine, self.grpc
+        if engine is None or server is None:
+            return
+        models = {}
+        for name in engine.names():
+            try:
+                states = engine.status(name)
+            except RequestError:
+                continue  # gone meanwhile
+            models[name] = any(one.state is State.AVAILABLE for one in states)
+        server.health(models, engine.ready())
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's server, beside gRPC's, which drains before it stops and reads renewed certificates."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        settings: Settings,
+        front: Front,
+        grpc: GrpcServer,
+        certificates: Certificates | None,
+        access_log: AccessLog,
+        sockets: Sequence[socket.socket],
+    ) -> None:
+        super().__init__(config)
+        self._settings = settings
+        self._front = front
+        self._grpc = grpc
+        self._certificates = certificates
+        self._access_log = access_log
+        self._sockets = sockets
+        self._drain_until: float | None = None
+        self._reload = False
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        loop = asyncio.get_running_loop()
+
+        def protocol() -> Any:
+            return self.config.http_protocol_class(  # type: ignore[call-arg]
+                config=self.config,
+                server_state=self.server_state,
+                app_state={},
+                _loop=loop,
+            )
+
+        tls = self._certificates
+        secured: dict[str, Any] = (
+            {} if tls is None else {"ssl": tls.context, "ssl_handshake_timeout": _HANDSHAKE_SECONDS}
+        )
+        self.servers = [
+            await loop.create_server(protocol, sock=one, **secured) for one in self._sockets
+        ]
+        self._grpc.start()
+        self.started = True
+        listen = self._settings.listen
+        log.info(
+            "listening",
+            host=listen.host,
+            rest_port=self._sockets[0].getsockname()[1],
+            grpc_port=self._grpc.port,
+            tls=tls is not None,
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        self._drain()
+        stopped = self._grpc.stop(self._settings.listen.stop)
+        await super().shutdown(sockets)
+        await asyncio.to_thread(stopped.wait)
+        self._access_log.flush()
+
+    async def on_tick(self, counter: int) -> bool:
+        self._access_log.flush()
+        if self._drain_until is not None and time.monotonic() >= self._drain_until:
+            self.should_exit = True
+        if self._reload or counter % _LOOK_EVERY == 0:
+            self._renew()
+        return await super().on_tick(counter)
+
+    def _drain(self) -> None:
+        self._front.draining = True
+        self._grpc.drain()
+
+    def _renew(self) -> None:
+        asked, self._reload = self._reload, False
+        tls = self._certificates
+        if tls is None:
+            return
+        clients = tls.clients
+        try:
+            if asked or tls.changed():
+                tls.reload()
+                log.info("certificate read")
+        except StrongroomError as error:
+            log.error("certificate not read; the one before stays", **describe(error))
+        if tls.clients != clients:
+            # Whoever came with a certificate comes again, and is looked at again.
+            for one in list(self.server_state.connections):
+                one.shutdown()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if sig == signal.SIGHUP:
+            self._reload = True
+        elif sig == signal.SIGTERM and self._drain_until is None:
+            self._drain_until = time.monotonic() + self._settings.listen.drain
+            self._drain()
+        elif self.should_exit:
+            self.force_exit = True
+        else:
+            self.should_exit = True
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, without raising the signal again: an orderly end is no death by a signal."""
+        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+        before = {one: signal.signal(one, self.handle_exit) for one in handled}
+        try:
+            yield
+        finally:
+            for one, handler in before.items():
+                signal.signal(one, handler)
+
+
+def serve(
+    settings: Settings,
+    load: Load,
+    certificates: Certificates | None,
+    sockets: Sequence[socket.socket],
+) -> None:
+    """Answer at ``sockets`` and the port of gRPC until a signal says stop.
+
+    Raises:
+        StrongroomError: it does not start; says why.
+    """
+    # The thread that answers HTTP gives the interpreter away in every run of a model, and waits for
+    # those of gRPC to give it back: with the default of 5 ms, several times in a request.
+    sys.setswitchinterval(_SWITCH_SECONDS)
+    listen, limits = settings.listen, settings.limits
+    metrics, access_log = Metrics(), AccessLog(wanted=settings.access_log)
+    health = _Health(metrics)
+    engine = Engine(settings.models, load, poll=settings.poll, told=health.told)
+    access = Access(lambda model: engine.config(model).clients, settings.admins)
+    administered = settings.admins is None or bool(settings.admins)
+    grpc = GrpcServer(
+        [
+            *tfs_service.handlers(engine, reload=administered),
+            *v2_service.handlers(engine, control=administered),
+        ],
+        listen,
+        limits,
+        certificates,
+        access,
+        metrics,
+        access_log,
+    )
+    health.engine, health.grpc = engine, grpc
+    metrics.watch(engine)
+    front = Front(
+        {"v1": ("tfs", TfsRest(engine)), "v2": ("v2", V2Rest(engine, control=administered))},
+        engine.ready,
+        limits,
+        access,
+        metrics,
+        access_log,
+    )
+    config = uvicorn.Config(
+        front,
+        loop="uvloop",
+        http=protocol_class(listen, limits, metrics),
+        ws="none",
+        lifespan="off",
+        interface="asgi3",
+        log_config=None,
+        access_log=False,
+        proxy_headers=False,  # anybody can write them
+        server_header=False,
+        timeout_keep_alive=listen.keep_alive,
+        timeout_graceful_shutdown=max(1, int(listen.stop)),
+    )
+    engine.start()
+    health.refresh()
+    try:
+        _Server(config, settings, front, grpc, certificates, access_log, sockets).run()
+    finally:
+        grpc.stop(0)
+        engine.close(listen.stop)
+        access_log.flush()
+        log.info("stopped")

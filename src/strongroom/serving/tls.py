@@ -1,0 +1,150 @@
+"""TLS 1.3 and mutual TLS on both ports, made anew when the files change.
+
+gRPC for Python has no option for the version of TLS: a server of it takes 1.2 as well. What can be set is
+the list of cipher suites for 1.2, by the environment, once in a process: it holds a suite with pre-shared
+keys alone here, of which no server has one, so that a handshake of 1.2 finds nothing in common. What else
+is missing there: certificates that a client may show or not (it is required or not asked for), revocation
+lists, and an end for connections whose CA is believed no more; they end by their age.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import ssl
+from typing import Any, Final
+
+from strongroom.errors import InvalidKey
+from strongroom.serving.settings import Tls
+from strongroom.serving.tls_files import Material, read, stamp
+
+__all__ = ["Certificates", "only_tls_1_3"]
+
+_CIPHERS: Final = "GRPC_SSL_CIPHER_SUITES"
+_NO_TLS_1_2: Final = "ECDHE-PSK-AES128-CBC-SHA"
+_PIPE: Final = 60 << 10
+"""Bytes that a pipe holds until somebody reads."""
+
+
+def only_tls_1_3() -> None:
+    """Keep gRPC from TLS 1.2 in this process; it reads the environment when it is imported."""
+    os.environ[_CIPHERS] = _NO_TLS_1_2
+
+
+class _Newest(ssl.SSLContext):
+    """What a listener holds: each connection is made from the context that is current then."""
+
+    current: ssl.SSLContext
+
+    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
+        return self.current.wrap_bio(*arguments, **options)
+
+
+class Certificates:
+    """What both ports make handshakes with.
+
+    Args:
+        tls: where the files are.
+
+    Raises:
+        StrongroomError: they cannot be used.
+
+    Attributes:
+        context: for listeners of HTTP.
+        clients: goes up when other CAs of clients than before are believed: connections of those before
+            have to end.
+    """
+
+    def __init__(self, tls: Tls) -> None:
+        self._tls = tls
+        self._seen: tuple[Any, ...] = ()
+        self._material: Material | None = None
+        self._given: Material | None = None
+        self.clients = 0
+        self.context = _Newest(ssl.PROTOCOL_TLS_SERVER)
+        self.reload()
+
+    def changed(self) -> bool:
+        """The files are not those that were read last.
+
+        Raises:
+            StrongroomError: one cannot be looked at.
+        """
+        return stamp(self._tls) != self._seen
+
+    def reload(self) -> None:
+        """Read the files again. Where one cannot be used, everything stays as it was.
+
+        Raises:
+            StrongroomError: it cannot; says which.
+        """
+        self._seen = stamp(self._tls)
+        found, before = read(self._tls), self._material
+        if before is not None and (before.client_ca is None) != (found.client_ca is None):
+            raise InvalidKey(
+                "Whether clients show certificates does not change while the server runs.",
+                hint="Start it again.",
+            )
+        self.context.current = _context(found)
+        self._material = found
+        if before is not None and before.client_ca != found.client_ca:
+            self.clients += 1
+
+    def grpc_credentials(self) -> Any:
+        """Credentials of a gRPC server; new connections get what was read last."""
+        import grpc
+
+        self._given = self._material
+        assert self._given is not None
+        return grpc.dynamic_ssl_server_credentials(
+            _grpc_configuration(self._given),
+            self._newer,
+            require_client_authentication=self._given.client_ca is not None,
+        )
+
+    def _newer(self) -> Any:
+        """What gRPC asks before each handshake, one after another: None changes nothing."""
+        found = self._material
+        if found is self._given or found is None:
+            return None
+        self._given = found
+        return _grpc_configuration(found)
+
+
+def _grpc_configuration(material: Material) -> Any:
+    import grpc
+
+    return grpc.ssl_server_certificate_configuration(
+        [(material.key, material.certificate)], root_certificates=material.client_ca
+    )
+
+
+def _context(material: Material) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.minimum_version = ssl.TLSVersion.TLSv1_3
+    # A resumed session would bring a client certificate that nobody has verified again.
+    context.num_tickets = 0
+    if len(material.certificate) > _PIPE or len(material.key) > _PIPE:
+        raise InvalidKey("A certificate with its chain, or a key, has more than 60 KiB.")
+    with contextlib.ExitStack() as stack:
+        # OpenSSL's loader knows files only; what is in a pipe comes to no disk, not even as swap.
+        certificate, key = _piped(material.certificate, stack), _piped(material.key, stack)
+        try:
+            context.load_cert_chain(certificate, key, password="")
+        except (ssl.SSLError, OSError):
+            raise InvalidKey("OpenSSL does not take this certificate and its key.") from None
+    if material.client_ca is not None:
+        try:
+            context.load_verify_locations(cadata=material.client_ca.decode())
+        except ssl.SSLError:
+            raise InvalidKey("OpenSSL does not take these CAs of clients.") from None
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+def _piped(content: bytes, stack: contextlib.ExitStack) -> str:
+    reading, writing = os.pipe()
+    stack.callback(os.close, reading)
+    os.write(writing, content)
+    os.close(writing)
+    return f"/dev/fd/{reading}"

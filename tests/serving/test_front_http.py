@@ -1,0 +1,313 @@
+"""The port of HTTP: limits, clients that misbehave, who may ask, and the end."""
+
+from __future__ import annotations
+
+import contextlib
+import gzip
+import hashlib
+import http.client
+import json
+import signal
+import socket
+import threading
+import time
+
+import pytest
+from front_process import DOUBLED, PREDICT, Server, X
+
+PATH = "/v1/models/m:predict"
+INFER = json.dumps(
+    {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 16], "data": X[0]}]}
+).encode()
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    place = tmp_path_factory.mktemp("front")
+    for name, seconds in (("m", "0"), ("slow", "0.5")):
+        (place / name).write_text(seconds)
+    digest = hashlib.sha256(b"open sesame").hexdigest()
+    ours = {"token_sha256": digest, "requests_per_second": 0}
+    few = {"token_sha256": hashlib.sha256(b"few").hexdigest(), "requests_per_second": 0.01}
+    made = Server(
+        place,
+        models=[
+            {"name": "m", "path": str(place / "m")},
+            {"name": "ours", "path": str(place / "m"), "clients": [ours, few]},
+            {"name": "slow", "path": str(place / "slow")},
+        ],
+        limits={"bytes": 100_000, "head_seconds": 1.0, "body_seconds": 1.0},
+        listen={"keep_alive": 2},
+    )
+    made.until(lambda: made.ask("GET", "/readyz")[0] == 200)
+    yield made
+    made.kill()
+
+
+def raw(server, *parts, pause=0.0, close=False):
+    """What comes back until the server closes, and after how many seconds."""
+    began = time.monotonic()
+    with socket.create_connection(("127.0.0.1", server.rest), timeout=20) as one:
+        for part in parts:
+            one.sendall(part)
+            time.sleep(pause)
+        if close:
+            one.shutdown(socket.SHUT_WR)
+        found = b""
+        try:
+            while data := one.recv(65536):
+                found += data
+        except ConnectionResetError:
+            pass
+    return found, time.monotonic() - began
+
+
+def test_both_protocols_answer_over_one_connection(server):
+    connection = server.connect()
+    for path, body in ((PATH, PREDICT), ("/v2/models/m/infer", INFER), (PATH, PREDICT)):
+        connection.request("POST", path, body)
+        answer = connection.getresponse()
+        content = json.loads(answer.read())
+        assert answer.status == 200
+        assert answer.getheader("connection") is None
+        if path == PATH:
+            assert content == DOUBLED
+        else:
+            assert content["outputs"][0]["data"] == DOUBLED["predictions"][0]
+    connection.close()
+
+
+def test_what_is_at_no_protocols_path(server):
+    assert server.ask("GET", "/healthz")[::2] == (200, b"ok\n")
+    assert server.ask("GET", "/readyz")[::2] == (200, b"ready\n")
+    for path in ("/", "/v1x/models/m", "/v10/models/m", "/v3", "/healthz/", "/%2e%2e/etc/passwd"):
+        status, _, content = server.ask("GET", path)
+        assert (status, json.loads(content)) == (404, {"error": "There is nothing at this path."})
+    status, headers, _ = server.ask("POST", "/metrics", b"")
+    assert (status, headers["allow"]) == (405, "GET, HEAD")
+
+
+@pytest.mark.parametrize("path", [PATH, "/v2/models/m/infer"], ids=["tfs", "v2"])
+def test_a_body_beyond_the_limit(server, path):
+    # Four megabytes more than what sockets buffer: the answer comes although the client still writes.
+    body = b"[" + b"1," * 2_500_000
+    for headers in ({}, {"transfer-encoding": "chunked"}):
+        connection = server.connect()
+        chunks = iter([body[at : at + 65536] for at in range(0, len(body), 65536)])
+        connection.request("POST", path, chunks if headers else body, headers, encode_chunked=True)
+        answer = connection.getresponse()
+        assert answer.status == 413
+        assert answer.getheader("connection") == "close"
+        assert json.loads(answer.read())["error"] == "The body has more than 100000 bytes."
+        connection.close()
+
+
+def test_a_gigabyte_is_refused_by_its_head(server):
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {1 << 30}\r\n\r\n".encode()
+    found, seconds = raw(server, head, close=False)
+    assert found.startswith(b"HTTP/1.1 413 ")
+    assert seconds < 5
+
+
+def test_a_packed_body(server):
+    pack = {"content-encoding": "gzip"}
+    assert json.loads(server.ask("POST", PATH, gzip.compress(PREDICT), pack)[2]) == DOUBLED
+    bomb = gzip.compress(b" " * 50_000_000)
+    assert len(bomb) < 100_000
+    assert server.ask("POST", PATH, bomb, pack)[0] == 413
+    for body, coding, status in (
+        (PREDICT, "gzip", 400),
+        (gzip.compress(PREDICT)[:-3], "gzip", 400),
+        (gzip.compress(PREDICT) + b"more", "gzip", 400),
+        (PREDICT, "br", 415),
+    ):
+        found = server.ask("POST", PATH, body, {"content-encoding": coding})
+        assert (found[0], set(json.loads(found[2]))) == (status, {"error"})
+
+
+def test_slow_clients(server):
+    slow_head, seconds = raw(server, b"POST /v1/models/m:predict HT", b"TP/1.1\r\nx", pause=0.2)
+    assert slow_head == b""
+    assert seconds < 5
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n".encode()
+    slow_body, seconds = raw(server, head, b"{", b'"', pause=0.2)
+    assert slow_body.startswith(b"HTTP/1.1 408 ")
+    assert b"took too long to arrive" in slow_body
+    assert seconds < 6
+
+
+def test_a_request_that_is_none(server):
+    for data in (b"\x16\x03\x01\x02\x00" * 10, b"GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n\r\n"):
+        found, _ = raw(server, data)
+        assert found.startswith(b"HTTP/1.1 400 ")
+        assert b'{"error":' in found
+    assert raw(server, b"GET / HTTP/1.1\r\nx: " + b"y" * 60_000)[0].startswith(b"HTTP/1.1 400 ")
+
+
+def test_an_idle_connection_ends(server):
+    found, seconds = raw(server, b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+    assert found.endswith(b"ok\n")
+    assert 1 < seconds < 10
+
+
+def test_a_client_that_has_gone(server):
+    before = len(server.lines("request"))
+    head = f"POST /v1/models/slow:predict HTTP/1.1\r\nhost: x\r\ncontent-length: {len(PREDICT)}\r\n\r\n"
+    found, seconds = raw(server, head.encode() + PREDICT, close=True)
+    assert found == b""
+    assert seconds < 0.4
+    line = server.until(lambda: server.lines("request")[before:])[0]
+    assert (line["status"], line["model"]) == (499, "slow")
+    # And one whose body never ends.
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n{{".encode()
+    assert raw(server, head, close=True)[0] == b""
+    server.until(lambda: len(server.lines("request")) >= before + 2)
+    assert server.ask("POST", PATH, PREDICT)[0] == 200
+
+
+@pytest.mark.parametrize("api", ["v1", "v2"])
+def test_who_may_use_a_model(server, api):
+    path, body = ("/v1/models/ours:predict", PREDICT)
+    if api == "v2":
+        path, body = "/v2/models/ours/infer", INFER
+
+    def ask(token=None, method="POST"):
+        headers = {} if token is None else {"authorization": f"Bearer {token}"}
+        status, _, content = server.ask(method, path, body, headers)
+        assert status == 200 or set(json.loads(content)) == {"error"}
+        return status
+
+    assert ask("open sesame") == 200
+    assert ask() == 401
+    assert ask("open sesam") == 403
+    assert ask("öpen") == 403
+    large = {"authorization": "Bearer no"}
+    assert server.ask("POST", path, b"x" * 90_000, large)[0] == 403
+    # Escapes in the path lead to the same model.
+    escaped = path.replace("ours", "%6Furs")
+    assert server.ask("POST", escaped, body)[0] == 401
+    assert server.ask("GET", f"/{api}/models/ours")[0] == 401
+    assert "sesam" not in server.text()
+
+
+def test_a_quota(server):
+    few = {"authorization": "Bearer few"}
+    found = [server.ask("POST", "/v1/models/ours:predict", PREDICT, few)[0] for _ in range(3)]
+    assert found == [200, 429, 429]
+
+
+def test_administration_is_for_nobody_unless_told(server):
+    status, _, content = server.ask("POST", "/v2/repository/models/m/unload", b"{}")
+    assert status == 403
+    assert "--admin" in json.loads(content)["error"]
+    assert server.ask("POST", PATH, PREDICT)[0] == 200
+
+
+def test_administrators(start):
+    digest = hashlib.sha256(b"root").hexdigest()
+    server = start(admins=[{"token_sha256": digest}])
+    unload, root = "/v2/repository/models/m/unload", {"authorization": "Bearer root"}
+    assert server.ask("POST", unload, b"{}")[0] == 401
+    assert server.ask("POST", unload, b"{}", {"authorization": "Bearer me"})[0] == 403
+    assert server.ask("POST", unload, b"{}", root)[0] == 200
+    assert server.ask("POST", PATH, PREDICT)[0] == 503
+    assert server.ask("POST", "/v2/repository/models/m/load", b"{}", root)[0] == 200
+    assert server.ask("POST", PATH, PREDICT)[0] == 200
+
+
+def test_the_log_and_the_numbers(server):
+    before = len(server.lines("request"))
+    query = "?token=not-for-the-log"
+    server.ask("POST", PATH + query, PREDICT, {"authorization": "Bearer not-for-the-log"})
+    server.ask("POST", "/v1/models/made-up-by-a-caller:predict", PREDICT)
+    first, second = server.until(
+        lambda: found if len(found := server.lines("request")[before:]) == 2 else None
+    )
+    assert first["request"] == f"POST {PATH}"
+    assert (first["status"], first["model"], first["version"], first["api"]) == (200, "m", 1, "tfs")
+    assert (first["client"], first["bytes"]) == ("127.0.0.1", len(PREDICT))
+    assert 0 < first["ms"] < 10_000
+    assert second["status"] == 404
+    assert "model" not in second
+    assert "not-for-the-log" not in server.text()
+    text = server.ask("GET", "/metrics")[2].decode()
+    of = 'api="tfs",code="OK",model="m",transport="rest",version="1"'
+    assert f"strongroom_serving_requests_total{{{of}}}" in text
+    of = 'api="tfs",code="NOT_FOUND",model="",transport="rest",version=""'
+    assert f"strongroom_serving_requests_total{{{of}}}" in text
+    assert "made-up" not in text
+    for name in ("request_seconds_bucket", "batch_size_count", "queue", "version_state", "loads_total"):
+        assert f"strongroom_serving_{name}{{" in text
+
+
+def test_draining_fails_no_request(start, tmp_path):
+    (tmp_path / "slow").write_text("0.05")
+    server = start(models=[{"name": "m", "path": str(tmp_path / "slow")}], listen={"drain": 1.0})
+    statuses, failures, ready = [], [], threading.Barrier(5)
+
+    def ask():
+        connection = server.connect()
+        asked = 0
+        try:
+            while True:
+                connection.request("POST", PATH, PREDICT)
+                answer = connection.getresponse()
+                statuses.append(answer.status)
+                answer.read()
+                asked += 1
+                if asked == 3:
+                    ready.wait()
+                if answer.getheader("connection") == "close":
+                    return
+        except (OSError, http.client.HTTPException, threading.BrokenBarrierError) as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=ask) for _ in range(4)]
+    for one in threads:
+        one.start()
+    ready.wait(30)
+    server.process.send_signal(signal.SIGTERM)
+    server.until(lambda: server.ask("GET", "/readyz")[::2] == (503, b"draining\n"))
+    assert server.ask("GET", "/healthz")[0] == 200
+    for one in threads:
+        one.join(30)
+    assert not failures
+    assert set(statuses) == {200}
+    assert server.process.wait(30) == 0
+    assert server.line("stopped")
+
+
+def test_a_request_under_way_is_answered(start, tmp_path):
+    (tmp_path / "slow").write_text("1.5")
+    server = start(models=[{"name": "m", "path": str(tmp_path / "slow")}], listen={"drain": 0.0})
+    found = []
+    thread = threading.Thread(target=lambda: found.append(server.ask("POST", PATH, PREDICT)))
+    thread.start()
+    time.sleep(0.3)
+    server.process.send_signal(signal.SIGINT)
+    thread.join(30)
+    assert (found[0][0], json.loads(found[0][2])) == (200, DOUBLED)
+    assert server.process.wait(30) == 0
+
+
+def test_a_flood_of_connections_is_bounded(start):
+    server = start(listen={"connections_per_address": 20})
+    connections = [socket.create_connection(("127.0.0.1", server.rest)) for _ in range(40)]
+    for one in connections:
+        one.settimeout(10)
+        one.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+    answered = 0
+    for one in connections:
+        with contextlib.suppress(ConnectionResetError):
+            answered += one.recv(100).startswith(b"HTTP/1.1 200")
+    for one in connections:
+        one.close()
+    assert answered == 20
+    server.until(lambda: _answers(server))
+
+
+def _answers(server):
+    try:
+        return server.ask("POST", PATH, PREDICT)[0] == 200
+    except (OSError, http.client.HTTPException):
+        return False
