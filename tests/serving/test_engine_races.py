@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import random
 import subprocess
 import sys
 import threading
 import time
+import weakref
+from contextlib import suppress
 
 import numpy as np
 import pytest
@@ -577,3 +580,40 @@ def test_whatever_loading_raises_is_in_the_status(place, error):
         assert [one[1].state for one in told] == [State.LOADING, State.END]
     finally:
         engine.close(5)
+
+
+@pytest.mark.parametrize("batching", [None, Batching(8)], ids=["alone", "batched"])
+@pytest.mark.parametrize("how", ["answered", "failed", "late"])
+def test_what_was_sent_is_free_when_it_is_answered(serve, place, batching, how):
+    """Not when the garbage collector comes by: requests may be large."""
+
+    def work(x):
+        if how == "failed":
+            raise ValueError("no")
+        if how == "late":
+            time.sleep(0.1)
+
+    add(place, 1)
+    engine, _ = serve(lambda: Model(work=work), batching=batching)
+    until(engine.ready)
+
+    def call(seen):
+        x = np.ones((1, 4), np.float32)
+        seen.append(weakref.ref(x))
+        deadline = time.monotonic() + (0.03 if how == "late" else 5)
+        return Call("m", {"x": x}, deadline=deadline)
+
+    async def scenario(seen):
+        with suppress(RequestError):
+            await engine.infer_async(call(seen))
+
+    seen = []
+    gc.collect()
+    gc.disable()
+    try:
+        asyncio.run(scenario(seen))
+        with suppress(RequestError):
+            engine.infer(call(seen))
+        until(lambda: all(one() is None for one in seen), 2)
+    finally:
+        gc.enable()

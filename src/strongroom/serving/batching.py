@@ -53,6 +53,13 @@ class Work:
         shapes = tuple((name, inputs[name].shape[1:]) for name in sorted(inputs))
         return (self.signature, tuple(self.outputs), shapes)
 
+    def fail(self, error: RequestError) -> None:
+        """The result is this error."""
+        result = self.result
+        # Its traceback will hold the work, and all that was sent until the garbage collector comes by.
+        del self.result
+        result.set_exception(error)
+
 
 class Batcher:
     """The queue of one version of a model, and its threads.
@@ -120,8 +127,15 @@ class Batcher:
             one.join()
 
     def _loop(self) -> None:
-        while batch := self._gather():
+        while self._serve_next():
+            pass
+
+    def _serve_next(self) -> bool:
+        # A function of its own: a thread that waits keeps nothing of the last batch.
+        batch = self._gather()
+        if batch:
             self._serve(batch)
+        return bool(batch)
 
     def _gather(self) -> list[Work]:
         """What to run next; empty at the end."""
@@ -152,9 +166,9 @@ class Batcher:
             elif not one.result.set_running_or_notify_cancel():
                 continue
             elif one.call.cancelled:
-                one.result.set_exception(gone())
+                one.fail(gone())
             elif one.deadline <= now:
-                one.result.set_exception(late())
+                one.fail(late())
             else:
                 batch.append(one)
                 size, key = size + one.size, key or one.key()
@@ -166,7 +180,7 @@ class Batcher:
             results = self._run_together(batch)
         except RequestError as error:
             if len(batch) == 1:
-                batch[0].result.set_exception(error)
+                batch[0].fail(error)
                 return
             # What the model cannot do with the values of one is not the fault of the others.
             for one in batch:

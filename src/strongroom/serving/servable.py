@@ -130,19 +130,16 @@ class Servable:
         try:
             work = self._prepare(call, began)
             if self._batcher is not None and self.signatures[work.signature].batched:
-                future = self._batcher.submit(work)
-                outputs = await self._await(future, work.deadline, future.cancel)
+                outputs = await self._await(self._batcher.submit(work), work.deadline, Future.cancel)
             else:
                 turn = self._admission.enter()
                 if turn is not None:
-                    await self._await(turn, work.deadline, partial(self._admission.give_up, turn))
+                    await self._await(turn, work.deadline, self._admission.give_up)
                 if _bytes(call.inputs) <= self._quick_bytes and self._debt_until < began + _PATIENCE:
                     outputs = self._run_alone(work)
                 else:
-                    # A run cannot be stopped: its place is free when it ends, whether or not
-                    # somebody waits.
-                    running = self._threads.submit(partial(self._run_alone, work))
-                    outputs = await self._await(running, work.deadline, lambda: None)
+                    run = partial(self._run_alone, work)
+                    outputs = await self._await(self._threads.submit(run), work.deadline, _let_run)
         except BaseException:
             self._failed(began)
             raise
@@ -195,23 +192,29 @@ class Servable:
         except TimeoutError:
             future.cancel()
             raise late() from None
+        finally:
+            del future  # or it and the traceback of its exception hold one another
 
     async def _await(
-        self, future: Future[Result], deadline: float, give_up: Callable[[], Any]
+        self,
+        future: Future[Result],
+        deadline: float,
+        give_up: Callable[[Future[Any]], Any],
     ) -> Result:
         loop = asyncio.get_running_loop()
         waking = self._waking
         if waking is None or waking.loop is not loop:
             waking = self._waking = Waking(loop)
         try:
-            done = await wait(waking, future, deadline - time.monotonic())
+            if not await wait(waking, future, deadline - time.monotonic()):
+                give_up(future)
+                raise late()
+            return future.result()
         except asyncio.CancelledError:
-            give_up()
+            give_up(future)
             raise
-        if not done:
-            give_up()
-            raise late()
-        return future.result()
+        finally:
+            del future
 
     def _run_alone(self, work: Work) -> Outputs:
         try:
@@ -270,6 +273,10 @@ class Servable:
             self._model.close()
         except Exception as error:
             self._fault(error)
+
+
+def _let_run(future: Future[Any]) -> None:
+    """It gives its place back when it ends."""
 
 
 def _bytes(inputs: Arrays) -> int:
