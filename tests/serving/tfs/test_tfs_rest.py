@@ -12,7 +12,10 @@ import orjson
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tfs_models import until
 
+from strongroom.serving.config import ModelConfig
+from strongroom.serving.engine import Engine
 from strongroom.serving.exchange import HttpRequest
 from strongroom.serving.status import Code, RequestError
 from strongroom.serving.tensors import DTYPES
@@ -135,6 +138,10 @@ MALFORMED = {
     "half a pair without": (b'{"instances": [1], "signature_name": "\\ud800"}', "not JSON"),
     "a number of 5000 digits": (b'{"instances": [NaN, ' + b"9" * 5000 + b"]}", "not JSON"),
     "1e400": (b'{"instances": [1e400]}', "not JSON"),
+    "no JSON with NaN": (
+        b'{"instances": [NaN, 1',
+        "not JSON: Expecting ',' delimiter .line 1 column 22",
+    ),
     "an array": (b"[]", "no JSON object"),
     "null": (b"null", "no JSON object"),
     "nothing": ({}, "either"),
@@ -228,6 +235,21 @@ def test_the_status_of_a_model(ask):
             ]
         },
     )
+
+
+def test_a_model_that_is_not_there_says_why(tmp_path):
+    engine = Engine([ModelConfig("n", str(tmp_path / "nothing"))], None, poll=0.05)
+    engine.start()
+    api = TfsRest(engine)
+
+    def asked():
+        answer = asyncio.run(api.handle(HttpRequest("GET", "/v1/models/n", {})))
+        return answer.status == 503 and "no such file" in orjson.loads(answer.body)["error"]
+
+    try:
+        until(asked)
+    finally:
+        engine.close(5)
 
 
 def test_the_metadata_of_a_model(ask):

@@ -63,7 +63,7 @@ def parse(body: bytes | bytearray) -> dict[str, Any]:
     return found
 
 
-def _parse_again(body: bytes | bytearray, error: orjson.JSONDecodeError) -> Any:
+def _parse_again(body: bytes | bytearray, error: json.JSONDecodeError) -> Any:
     marked = body.startswith(b"\xef\xbb\xbf")
     if marked or b"NaN" in body or b"Inf" in body:
         text = _INFINITY.sub(lambda one: b"Infinity" if one[0] == b"Inf" else one[0], bytes(body))
@@ -72,6 +72,8 @@ def _parse_again(body: bytes | bytearray, error: orjson.JSONDecodeError) -> Any:
             # Refuses what it would not have read: half of a surrogate pair, numbers without end.
             orjson.dumps(found)
             return found
+        except json.JSONDecodeError as again:
+            error = again
         except (ValueError, TypeError, RecursionError):
             pass
     raise invalid(f"The body is not JSON: {error.msg} (line {error.lineno} column {error.colno}).")

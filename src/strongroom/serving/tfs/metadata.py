@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
+from strongroom.serving.engine import Engine
 from strongroom.serving.messages import message
-from strongroom.serving.states import Description, VersionStatus
+from strongroom.serving.states import Description
 from strongroom.serving.tfs.inference import METHODS
 from strongroom.serving.tfs.tensor_proto import fill_info
 
@@ -28,8 +28,15 @@ def signature_map(description: Description) -> Any:
     return found
 
 
-def status_response(versions: Iterable[VersionStatus]) -> Any:
-    """States of versions, as a ``GetModelStatusResponse``."""
+def status_response(engine: Engine, model: str, version: int | None, label: str | None) -> Any:
+    """States of a model's versions, as a ``GetModelStatusResponse``.
+
+    Raises:
+        RequestError: NOT_FOUND, as :meth:`.Engine.status`; UNAVAILABLE: there is no version, and why.
+    """
+    versions = engine.status(model, version, label)
+    if not versions:
+        engine.signatures(model)
     found = message("tensorflow.serving.GetModelStatusResponse")()
     for one in versions:
         status = found.model_version_status.add(version=one.version, state=int(one.state))

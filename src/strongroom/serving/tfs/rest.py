@@ -112,7 +112,7 @@ class TfsRest:
         return HttpResponse(200, dumps({"results": found}), model=(answer.model, answer.version))
 
     def _status(self, where: Where) -> HttpResponse:
-        return HttpResponse(200, orjson.dumps(_message(status_response(self._engine.status(*where)))))
+        return HttpResponse(200, orjson.dumps(_message(status_response(self._engine, *where))))
 
     def _metadata(self, where: Where) -> HttpResponse:
         description = self._engine.describe(*where)

@@ -146,7 +146,7 @@ class _Models:
         self._reload = reload
 
     def status(self, request: Any, context: Context) -> Any:
-        return status_response(self._engine.status(*_asked(request)))
+        return status_response(self._engine, *_asked(request))
 
     def reload(self, request: Any, context: Context) -> Any:
         if not self._reload:
