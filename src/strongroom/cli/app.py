@@ -24,6 +24,7 @@ from strongroom.cli import (
     policy,
     rewrap,
     seal,
+    serve,
     tokens,
     transfer,
     unseal,
@@ -88,7 +89,7 @@ def program(
     """The program itself."""
 
 
-for _module in (keygen, seal, unseal, inspect, verify, rewrap, transfer, bench, loadtest):
+for _module in (keygen, seal, unseal, inspect, verify, rewrap, transfer, serve, bench, loadtest):
     _module.register(app)
 for _group in (attest, policy, keyserver, keycache, keys, audit, nodes, tokens, pki):
     app.add_typer(_group.app)

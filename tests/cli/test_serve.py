@@ -1,0 +1,110 @@
+"""``strongroom serve``: from the command line to an answer, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from .conftest import PROGRAM
+
+X = [[float(one) for one in range(16)]]
+
+
+@pytest.fixture
+def served(cli, here):
+    """A sealed identity model, its key, and how to start a server: log and ports."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["n", 16]) for name in "xy")
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "g", [x], [y])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), "m.onnx"
+    )
+    assert cli("keygen", "-o", "key.txt").code == 0
+    assert cli("seal", "m.onnx", "-o", "m.sealed", "-k", "key.txt").code == 0
+    started = []
+
+    def start(*arguments, **environment):
+        command = [PROGRAM, "serve", "--rest-port", "0", "--grpc-port", "0", "--drain-seconds", "0"]
+        with open("log", "wb") as log:
+            process = subprocess.Popen(
+                [*command, *arguments], stderr=log, env={**os.environ, **environment}
+            )
+        started.append(process)
+        end = time.monotonic() + 60
+        while True:
+            lines = [json.loads(line) for line in (here / "log").read_text().splitlines()]
+            listening = [line for line in lines if line["event"] == "listening"]
+            settled = [line for line in lines if line.get("state") in ("AVAILABLE", "END")]
+            if listening and settled:
+                return process, listening[0]["rest_port"], settled[0]
+            assert process.poll() is None, (here / "log").read_text()
+            assert time.monotonic() < end, (here / "log").read_text()
+            time.sleep(0.05)
+
+    yield start
+    for one in started:
+        one.kill()
+        one.wait()
+
+
+def ask(port, path, body=None):
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", body, timeout=30) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, error.read()
+
+
+def test_a_sealed_model_answers_until_the_end(served, here):
+    process, port, settled = served("m=m.sealed", "-k", "key.txt", "--batch", "8:1")
+    assert settled["state"] == "AVAILABLE"
+    status, content = ask(port, "/v1/models/m:predict", json.dumps({"instances": X}).encode())
+    assert (status, json.loads(content)) == (200, {"predictions": X})
+    assert ask(port, "/readyz")[0] == 200
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert b'"POST /v1/models/m:predict"' in (here / "log").read_bytes()
+
+
+def test_a_model_without_its_key_says_so(served, here):
+    _, port, settled = served("m=m.sealed", STRONGROOM_KEY_FILE=str(here / "nowhere"))
+    assert settled["state"] != "AVAILABLE"
+    assert settled["message"]
+    assert ask(port, "/readyz")[0] == 503
+    assert ask(port, "/healthz")[0] == 200
+
+
+def test_models_of_files(served, here):
+    (here / "models.yaml").write_text("models: [{name: a, path: m.sealed, key: key.txt}]\n")
+    _, port, settled = served("--config", "models.yaml", "--no-access-log")
+    assert (settled["model"], settled["state"]) == ("a", "AVAILABLE")
+    assert ask(port, "/v2/models/a/ready")[0] == 200
+    assert '"event":"request"' not in (here / "log").read_text()
+
+
+def test_what_is_asked_for_wrongly(cli, here):
+    for arguments, says in (
+        ((), "no model to serve"),
+        (("m",), "does not say which model"),
+        (("m=a", "m=b"), "two models m"),
+        (("m=a", "--batch", "many"), "--batch is N or N:MS"),
+        (("m=a", "--admin", "root"), "--admin is subject"),
+        (("m=a", "--admin", "anybody", "--admin", "name:a"), "--admin is subject"),
+        (("m=a", "--tls-cert", "c.pem"), "takes a certificate and its key"),
+        (("m=a", "--rest-port", "70000"), "from 0 to 65535"),
+        (("m=a", "--rest-port", "8500"), "two ports"),
+        (("m=a", "--max-request-bytes", "1"), "1024"),
+        (("m=a", "--tls-cert", "c.pem", "--tls-key", "k.pem"), "c.pem"),
+    ):
+        found = cli("serve", *arguments)
+        assert found.code == 2, found
+        assert says in found.error()
