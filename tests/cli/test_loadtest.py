@@ -1,6 +1,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -161,3 +162,26 @@ def test_ctrl_c_gives_the_summary_so_far(url, json_wanted):
         assert said["interrupted"] and said["answered"] > 0
     else:
         assert out.startswith("summary: cnum 2, ")
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_ctrl_c_before_the_server_has_said_anything(scheme):
+    program = Path(sys.executable).with_name("strongroom")
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        url = f"{scheme}://127.0.0.1:{silent.getsockname()[1]}"
+        process = subprocess.Popen(
+            [program, "loadtest", url, "--model", "m"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        try:
+            connection, _ = silent.accept()
+            with connection:
+                time.sleep(0.5)
+                process.send_signal(signal.SIGINT)
+                out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+            process.wait()
+    assert process.returncode == 130
+    assert out.startswith(b"summary: ") and b"0 answered" in out
+    assert err == b""

@@ -2,11 +2,12 @@
 
 import json
 
-import numpy as np
 import pytest
 
-pytest.importorskip("ml_dtypes", reason="a load test needs the extra loadtest")
-pytest.importorskip("orjson", reason="a load test needs the extra loadtest")
+_WHY = "a load test needs the extra loadtest"
+np = pytest.importorskip("numpy", reason=_WHY)
+for _package in ("ml_dtypes", "orjson", "google.protobuf"):
+    pytest.importorskip(_package, reason=_WHY)
 
 from strongroom.errors import NotFound, UsageError
 from strongroom.loadtest.inputs import from_file, from_image, random_inputs

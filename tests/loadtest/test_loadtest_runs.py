@@ -1,15 +1,17 @@
 """Load tests of a small server, over both protocols and transports."""
 
 import asyncio
+import json
 import ssl
 import time
 from datetime import UTC, datetime
 
-import numpy as np
 import pytest
 
-pytest.importorskip("uvloop", reason="a load test needs the extra loadtest")
-pytest.importorskip("grpc", reason="a load test needs the extra loadtest")
+_WHY = "a load test needs the extra loadtest"
+np = pytest.importorskip("numpy", reason=_WHY)
+for _package in ("ml_dtypes", "orjson", "google.protobuf", "uvloop", "httptools", "grpc"):
+    pytest.importorskip(_package, reason=_WHY)
 
 from model_stub import RestServer, Stub, grpc_server
 
@@ -21,6 +23,7 @@ from strongroom.loadtest.protocols import protocol
 from strongroom.loadtest.rest import RestConnection
 from strongroom.loadtest.run import Plan, run
 from strongroom.loadtest.target import Security, parse_target
+from strongroom.loadtest.timer import Timer
 from strongroom.pki.certificates import issue, new_ca
 from strongroom.serving.messages import message
 from strongroom.serving.status import Code
@@ -72,10 +75,8 @@ def test_rest(rest, stub, api):
     outcome = run(plan(rest, api, binary=False))
     counted(outcome, 15, {})
     assert stub.inferences == 15
-    import orjson
-
     path, body, headers = stub.seen[0]
-    said = orjson.loads(body)
+    said = json.loads(body)
     assert headers["content-type"] == "application/json"
     if api == "v2":
         assert path == "/v2/models/m/infer"
@@ -92,10 +93,8 @@ def test_rest(rest, stub, api):
 def test_rest_with_binary_tensors(rest, stub):
     counted(run(plan(rest)), 15, {})
     _, body, headers = stub.seen[0]
-    import orjson
-
     size = int(headers["inference-header-content-length"])
-    (one,) = orjson.loads(body[:size])["inputs"]
+    (one,) = json.loads(body[:size])["inputs"]
     assert one["parameters"] == {"binary_data_size": 32}
     values = np.frombuffer(body[size:], np.float32)
     assert values.size == 8 and (values >= 0).all() and (values < 1).all()
@@ -217,6 +216,22 @@ def test_an_open_loop_keeps_its_rate(rest):
     # The last one is due after 199 intervals; nothing is sent before its moment.
     assert outcome.seconds >= 0.99
     assert min(outcome.recorder.delays) >= 0
+
+
+def test_a_timer_rings_at_its_moment_and_not_before():
+    async def late():
+        found = []
+        with Timer() as timer:
+            for index in range(100):
+                due = time.perf_counter() + (index % 5 + 0.5) * 1e-3
+                await timer.until(due)
+                found.append(time.perf_counter() - due)
+        return found
+
+    found = sorted(asyncio.run(late()))
+    assert found[0] >= 0
+    # A busy machine is late now and then; a timer that counts in milliseconds always is, by half of one.
+    assert found[10] < 0.0004
 
 
 @pytest.fixture(scope="module")

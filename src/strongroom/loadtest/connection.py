@@ -51,8 +51,13 @@ class Failed(Exception):
             case "UNREACHABLE":
                 reason = f": {words}" if words else ""
                 return ServerUnavailable(f"The server cannot be reached{reason.rstrip('.')}.")
-            case "TIMEOUT" | "DISCONNECTED":
-                return ServerUnavailable(f"The server does not answer ({self.code.lower()}).")
+            case "TIMEOUT":
+                return ServerUnavailable("The server does not answer in time.")
+            case "DISCONNECTED":
+                return ServerUnavailable(
+                    "The server closes the connection without an answer.",
+                    hint="One that wants a client's certificate does so: -crt and -key.",
+                )
             case "HTTP 404" | "NOT_FOUND":
                 return NotFound(text)
             case "HTTP 401" | "HTTP 403" | "UNAUTHENTICATED" | "PERMISSION_DENIED":

@@ -44,7 +44,7 @@ class GrpcConnection:
         except grpc.aio.AioRpcError as error:
             code, said = error.code().name, error.details() or ""
             if code == "UNAVAILABLE" and _is_connecting(said):
-                raise Failed("UNREACHABLE", "no connection over gRPC") from None
+                raise Failed("UNREACHABLE", said.rpartition("last error: ")[2]) from None
             raise Failed("TIMEOUT" if code == "DEADLINE_EXCEEDED" else code, said) from None
         return answer
 

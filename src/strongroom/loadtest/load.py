@@ -14,14 +14,13 @@ from typing import Any, Final
 
 from strongroom.loadtest.connection import Ask, Connection, Failed
 from strongroom.loadtest.results import Outcome, Recorder
+from strongroom.loadtest.timer import Timer
 
-__all__ = ["closed_loop", "open_loop", "warm_up"]
+__all__ = ["closed_loop", "open_loop", "until_interrupted", "warm_up"]
 
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _PAUSE: Final = 0.05
 """Seconds after a query that reached nobody, or a loop without end would do nothing but connect."""
-_SPIN: Final = 0.002
-"""Seconds before its moment from which a query is waited for awake: the timers of event loops count in ms."""
 
 
 async def warm_up(connections: Sequence[Connection], requests: Sequence[Ask], count: int) -> None:
@@ -95,6 +94,7 @@ async def open_loop(
     turn = asyncio.Lock()
     clock = time.perf_counter
     start = clock()
+    timer = Timer()
 
     async def worker(task: int, connection: Connection) -> None:
         nonlocal sent
@@ -104,10 +104,7 @@ async def open_loop(
                 due = start + number / rate
                 if number >= total or clock() - start > seconds + grace:
                     return
-                if (left := due - clock() - _SPIN) > 0:
-                    await asyncio.sleep(left)
-                while clock() < due:
-                    await asyncio.sleep(0)
+                await timer.until(due)
                 sent = number + 1
             recorder.delays.append(clock() - due)
             try:
@@ -119,9 +116,9 @@ async def open_loop(
             else:
                 recorder.add(task, number, due, clock() - due)
 
-    outcome = await _measured(
-        [worker(task, one) for task, one in enumerate(connections)], recorder, len(connections), batch
-    )
+    workers = [worker(task, one) for task, one in enumerate(connections)]
+    with timer:
+        outcome = await _measured(workers, recorder, len(connections), batch)
     return replace(outcome, unsent=total - sent) if outcome.interrupted is None else outcome
 
 
@@ -129,7 +126,7 @@ async def _measured(
     workers: Sequence[Coroutine[Any, Any, None]], recorder: Recorder, connections: int, batch: int
 ) -> Outcome:
     begun, cpu = time.perf_counter(), time.process_time()
-    interrupted = await _until_interrupted(workers)
+    interrupted = await until_interrupted(workers)
     return Outcome(
         recorder,
         connections,
@@ -141,8 +138,11 @@ async def _measured(
     )
 
 
-async def _until_interrupted(workers: Sequence[Coroutine[Any, Any, None]]) -> int | None:
-    """Run them to their end, or until a signal asks for it; its number."""
+async def until_interrupted(workers: Sequence[Coroutine[Any, Any, None]]) -> int | None:
+    """Run them to their end, or until a signal asks for it; its number.
+
+    If one fails, the others are ended, and what it raised is raised.
+    """
     caught: list[int] = []
     loop = asyncio.get_running_loop()
 
@@ -151,9 +151,12 @@ async def _until_interrupted(workers: Sequence[Coroutine[Any, Any, None]]) -> in
         for task in tasks:
             task.cancel()
 
-    with _signals(loop, stop):
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(worker) for worker in workers]
+    try:
+        with _signals(loop, stop):
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(worker) for worker in workers]
+    except BaseExceptionGroup as failed:
+        raise failed.exceptions[0] from None
     return caught[0] if caught else None
 
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 
 import uvloop
 
-from strongroom.loadtest.connection import Connection, Failed
+from strongroom.loadtest.connection import Ask, Connection, Failed
 from strongroom.loadtest.grpc_connection import GrpcConnection
-from strongroom.loadtest.load import closed_loop, open_loop, warm_up
+from strongroom.loadtest.load import closed_loop, open_loop, until_interrupted, warm_up
 from strongroom.loadtest.protocols import Arrays, ModelApi
 from strongroom.loadtest.rest import RestConnection
-from strongroom.loadtest.results import Outcome
+from strongroom.loadtest.results import Outcome, Recorder
 from strongroom.loadtest.target import Security, Target
 from strongroom.serving.tensors import TensorSpec
 
@@ -65,12 +65,21 @@ def run(plan: Plan) -> Outcome:
 async def _run(plan: Plan) -> Outcome:
     connections = _connections(plan)
     try:
-        try:
-            specs = await plan.api.inputs(connections[0])
-        except Failed as error:
-            raise error.error() from None
-        requests = [plan.api.infer(one) for one in plan.arrays(specs)]
-        await warm_up(connections, requests, plan.warm_up)
+        requests: list[Ask] = []
+
+        async def prepare() -> None:
+            try:
+                specs = await plan.api.inputs(connections[0])
+            except Failed as error:
+                raise error.error() from None
+            requests.extend(map(plan.api.infer, plan.arrays(specs)))
+            await warm_up(connections, requests, plan.warm_up)
+
+        interrupted = await until_interrupted([prepare()])
+        if interrupted is not None:
+            return Outcome(
+                Recorder(), plan.connections, plan.batch, 0.0, 0.0, 0.0, interrupted=interrupted
+            )
         if plan.rate is None:
             return await closed_loop(connections, requests, plan.loops, plan.batch)
         return await open_loop(connections, requests, plan.rate, plan.seconds, plan.batch, plan.timeout)
