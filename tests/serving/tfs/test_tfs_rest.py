@@ -210,11 +210,12 @@ def test_a_mistake_is_told(ask, case):
         ("/m/metadata", {}, 400),
         ("", None, 400),
         ("/m/Versions/1", None, 400),
+        (f"/m/labels/{'x' * 2000}", None, 400),
         ("/", None, 400),
         ("/m/", None, 400),
         ("/m:predict", {"inputs": [1.0], "signature_name": "faulty"}, 500),
     ],
-    ids=str,
+    ids=lambda one: str(one)[:40],
 )
 def test_what_is_not_there(ask, path, body, status):
     found, said = ask(path, body)

@@ -41,6 +41,9 @@ _PATH: Final = re.compile(
     r"(?:/versions/(?P<version>[0-9]{1,19})|/labels/(?P<label>[^/:]+))?"
     r"(?:(?P<metadata>/metadata)|:(?P<method>classify|regress|predict))?"
 )
+_LONGEST: Final = 1024
+"""Letters of a path; those that were read are kept."""
+
 _LARGEST: Final = 2**63 - 1
 _LARGEST_FLOAT: Final = float(np.finfo(np.float32).max)
 
@@ -57,7 +60,7 @@ class TfsRest:
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answer a request to a path below ``/v1/``."""
         try:
-            found = _parse_path(request.path)
+            found = _parse_path(request.path) if len(request.path) <= _LONGEST else None
             if found is not None:
                 where, metadata, method = found
                 if request.method == "POST" and method == "predict":
