@@ -6,8 +6,9 @@ import pytest
 
 _WHY = "a load test needs the extra loadtest"
 np = pytest.importorskip("numpy", reason=_WHY)
-for _package in ("ml_dtypes", "orjson", "google.protobuf"):
-    pytest.importorskip(_package, reason=_WHY)
+pytest.importorskip("ml_dtypes", reason=_WHY)
+pytest.importorskip("orjson", reason=_WHY)
+pytest.importorskip("google.protobuf", reason=_WHY)
 
 from strongroom.errors import NotFound, UsageError
 from strongroom.loadtest.inputs import from_file, from_image, random_inputs

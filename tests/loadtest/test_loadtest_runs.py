@@ -10,8 +10,12 @@ import pytest
 
 _WHY = "a load test needs the extra loadtest"
 np = pytest.importorskip("numpy", reason=_WHY)
-for _package in ("ml_dtypes", "orjson", "google.protobuf", "uvloop", "httptools", "grpc"):
-    pytest.importorskip(_package, reason=_WHY)
+pytest.importorskip("ml_dtypes", reason=_WHY)
+pytest.importorskip("orjson", reason=_WHY)
+pytest.importorskip("google.protobuf", reason=_WHY)
+pytest.importorskip("uvloop", reason=_WHY)
+pytest.importorskip("httptools", reason=_WHY)
+pytest.importorskip("grpc", reason=_WHY)
 
 from model_stub import RestServer, Stub, grpc_server
 
