@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import http.client
 import json
+import select
 import signal
 import socket
 import threading
@@ -288,6 +289,22 @@ def test_a_request_under_way_is_answered(start, tmp_path):
     thread.join(30)
     assert (found[0][0], json.loads(found[0][2])) == (200, DOUBLED)
     assert server.process.wait(30) == 0
+
+
+def test_bodies_that_arrive_share_a_budget(start):
+    server = start(limits={"bytes": 1_000_000, "bytes_arriving": 1_500_000})
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n".encode()
+    slow = [socket.create_connection(("127.0.0.1", server.rest), timeout=20) for _ in range(2)]
+    for one in slow:
+        one.sendall(head + b" " * 900_000)
+    answer = select.select(slow, [], [], 20)[0][0].recv(65536)
+    assert answer.startswith(b"HTTP/1.1 429 ")
+    for one in slow:
+        one.close()
+    # What has ended gives its part back.
+    body = PREDICT + b" " * 900_000
+    server.until(lambda: server.ask("POST", PATH, body)[0] == 200)
+    server.until(lambda: server.ask("POST", PATH, body)[0] == 200)
 
 
 def test_a_flood_of_connections_is_bounded(start):

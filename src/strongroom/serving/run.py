@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 
 from strongroom.crypto.secret import keep_out_of_core_dumps
@@ -25,6 +26,8 @@ def run(settings: Settings, load: Load) -> None:
         StrongroomError: it does not start; says why.
     """
     configure_logging()
+    # It has a line for whatever a client sends that is no request.
+    logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     keep_out_of_core_dumps()
     allow_many_descriptors()
     certificates = None if settings.tls is None else Certificates(settings.tls)
