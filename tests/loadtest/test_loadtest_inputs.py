@@ -4,11 +4,12 @@ import json
 
 import pytest
 
-_WHY = "a load test needs the extra loadtest"
-np = pytest.importorskip("numpy", reason=_WHY)
-pytest.importorskip("ml_dtypes", reason=_WHY)
-pytest.importorskip("orjson", reason=_WHY)
-pytest.importorskip("google.protobuf", reason=_WHY)
+pytest.importorskip("numpy", reason="a load test needs the extra loadtest")
+pytest.importorskip("ml_dtypes", reason="a load test needs the extra loadtest")
+pytest.importorskip("orjson", reason="a load test needs the extra loadtest")
+pytest.importorskip("google.protobuf", reason="a load test needs the extra loadtest")
+
+import numpy as np
 
 from strongroom.errors import NotFound, UsageError
 from strongroom.loadtest.inputs import from_file, from_image, random_inputs
@@ -122,7 +123,7 @@ def test_arrays_with_objects_are_not_unpickled(tmp_path):
 @pytest.fixture
 def image(tmp_path):
     """20 × 10 pixels, the left half red."""
-    from PIL import Image
+    Image = pytest.importorskip("PIL.Image", reason="an image needs Pillow")
 
     made = Image.new("RGB", (20, 10))
     made.paste((255, 0, 0), (0, 0, 10, 10))
@@ -141,7 +142,6 @@ def image(tmp_path):
     ],
 )
 def test_images(image, shape, wanted):
-    pytest.importorskip("PIL")
     found = from_image(image, one(shape), 2)["x"]
     assert found.shape == wanted
     assert found.dtype == np.float32

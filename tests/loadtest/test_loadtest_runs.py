@@ -8,15 +8,15 @@ from datetime import UTC, datetime
 
 import pytest
 
-_WHY = "a load test needs the extra loadtest"
-np = pytest.importorskip("numpy", reason=_WHY)
-pytest.importorskip("ml_dtypes", reason=_WHY)
-pytest.importorskip("orjson", reason=_WHY)
-pytest.importorskip("google.protobuf", reason=_WHY)
-pytest.importorskip("uvloop", reason=_WHY)
-pytest.importorskip("httptools", reason=_WHY)
-pytest.importorskip("grpc", reason=_WHY)
+pytest.importorskip("numpy", reason="a load test needs the extra loadtest")
+pytest.importorskip("ml_dtypes", reason="a load test needs the extra loadtest")
+pytest.importorskip("orjson", reason="a load test needs the extra loadtest")
+pytest.importorskip("google.protobuf", reason="a load test needs the extra loadtest")
+pytest.importorskip("uvloop", reason="a load test needs the extra loadtest")
+pytest.importorskip("httptools", reason="a load test needs the extra loadtest")
+pytest.importorskip("grpc", reason="a load test needs the extra loadtest")
 
+import numpy as np
 from model_stub import RestServer, Stub, grpc_server
 
 from strongroom.errors import NotAuthorised, NotFound, ServerUnavailable, UsageError
