@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Final
 
 import grpc
 from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
@@ -17,6 +17,7 @@ from strongroom.serving.status import Code, RequestError, code_of
 
 __all__ = ["Context", "caller", "service"]
 
+_CALLER: Final = "strongroom_caller"
 _CODES = {one.value[0]: one for one in grpc.StatusCode}
 
 
@@ -52,6 +53,7 @@ def service(
     name: str,
     methods: Mapping[str, Callable[[Any, Context], Any]],
     streams: Mapping[str, Callable[[Iterator[Any], Context], Iterator[Any]]] = {},
+    codecs: Mapping[str, tuple[Callable[[bytes], Any], Callable[[Any], bytes]]] = {},
 ) -> Any:
     """A handler for ``grpc.Server.add_generic_rpc_handlers``.
 
@@ -61,21 +63,25 @@ def service(
             project, which become the call's status.
         streams: likewise, for methods with messages one after another in both directions; each takes a
             thread of the server for as long as it is open.
+        codecs: method → what reads its requests and writes its responses, instead of protobuf.
     """
-    types = method_types(name)
+    codecs = {
+        method: (request.FromString, response.SerializeToString)
+        for method, (request, response) in method_types(name).items()
+    } | dict(codecs)
     handlers = {
         method: grpc.unary_unary_rpc_method_handler(
             _guarded(function),
-            request_deserializer=_reader(types[method][0]),
-            response_serializer=types[method][1].SerializeToString,
+            request_deserializer=_reader(codecs[method][0]),
+            response_serializer=codecs[method][1],
         )
         for method, function in methods.items()
     }
     for method, stream in streams.items():
         handlers[method] = grpc.stream_stream_rpc_method_handler(
             _guarded_stream(stream),
-            request_deserializer=_reader(types[method][0]),
-            response_serializer=types[method][1].SerializeToString,
+            request_deserializer=_reader(codecs[method][0]),
+            response_serializer=codecs[method][1],
         )
     return grpc.method_handlers_generic_handler(name, handlers)
 
@@ -95,10 +101,10 @@ class _Unreadable:
         return 0
 
 
-def _reader(kind: type[Any]) -> Callable[[bytes], Any]:
+def _reader(parse: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
     def read(data: bytes) -> Any:
         try:
-            return kind.FromString(data)
+            return parse(data)
         except DecodeError:
             return _Unreadable()
 
@@ -135,10 +141,13 @@ def _guarded_stream(
 
 
 def caller(context: Any) -> Client:
-    """Who asks, from the context of a call."""
-    certificate = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
-    client = client_of(context.peer(), certificate)
-    for name, value in context.invocation_metadata():
-        if name == "authorization" and isinstance(value, str):
-            client = with_token(client, value)
-    return client
+    """Who asks, from the context of a call; found once for each: gRPC gives the address away slowly."""
+    found: Client | None = getattr(context, _CALLER, None)
+    if found is None:
+        certificate = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
+        found = client_of(context.peer(), certificate)
+        for name, value in context.invocation_metadata():
+            if name == "authorization" and isinstance(value, str):
+                found = with_token(found, value)
+        setattr(context, _CALLER, found)
+    return found

@@ -72,7 +72,7 @@ class GrpcServer:
         self._server = grpc.server(
             ThreadPoolExecutor(limits.grpc_threads, "grpc"),
             handlers=tuple(handlers),
-            interceptors=(_Guard(access, metrics, access_log, certificates is not None),),
+            interceptors=(_Guard(access, metrics, access_log),),
             options=_options(limits),
             maximum_concurrent_rpcs=limits.grpc_threads + limits.grpc_waiting,
         )
@@ -143,11 +143,10 @@ def _options(limits: RequestLimits) -> list[tuple[str, int]]:
 class _Guard(grpc.ServerInterceptor):  # type: ignore[misc]
     """What surrounds each call of a protocol; health and reflection are for everybody."""
 
-    def __init__(self, access: Access, metrics: Metrics, log: AccessLog, mutual: bool) -> None:
+    def __init__(self, access: Access, metrics: Metrics, log: AccessLog) -> None:
         self.access = access
         self.metrics = metrics
         self.log = log
-        self.mutual = mutual
         self._handlers: dict[str, Any] = {}
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
@@ -189,7 +188,6 @@ class _Guarded:
         admin: Callable[[Any], None] | None,
     ) -> None:
         self._access, self._metrics, self._log = guard.access, guard.metrics, guard.log
-        self._mutual = guard.mutual
         self._method = method
         self._api = api
         self._models_of = models_of
@@ -262,13 +260,14 @@ class _Guarded:
         model = (names[0], version) if names and self._access.known(names[0]) else None
         self._metrics.request(model, self._api, "grpc", code, seconds)
         name, number = model or (None, 0)
+        client = caller(context)
         self._log.request(
             self._api,
             self._method,
             "OK" if not code else Code(code).name,
             seconds,
-            context.peer(),
-            caller(context).subject if self._mutual else None,
+            client.address,
+            client.subject,
             name,
             number or None,
             0 if request is None else request.ByteSize(),
