@@ -21,6 +21,7 @@ from cryptography import x509
 from strongroom.attest.certificate_parsing import quiet
 from strongroom.errors import InvalidKey, os_errors
 from strongroom.keyserver.settings import Tls
+from strongroom.web.contexts import NewestContext
 from strongroom.web.logs import log
 
 __all__ = ["Certificates", "ClientCertificate", "client_certificate"]
@@ -63,15 +64,6 @@ def client_certificate(tls: Any) -> ClientCertificate | None:
     return ClientCertificate(leaf, "".join(chain[1:-1]).encode(), chain[-1].encode())
 
 
-class _Newest(ssl.SSLContext):
-    """What a listener holds: each connection is made from the context that is current then."""
-
-    current: ssl.SSLContext
-
-    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
-        return self.current.wrap_bio(*arguments, **options)
-
-
 class Certificates:
     """The TLS context, and the files that it is made of.
 
@@ -95,7 +87,7 @@ class Certificates:
         self._believed = b""
         self._lists_end: datetime | None = None
         self.clients = 0
-        self.context = _Newest(ssl.PROTOCOL_TLS_SERVER)
+        self.context = NewestContext(ssl.PROTOCOL_TLS_SERVER)
         self.reload()
 
     def changed(self) -> bool:

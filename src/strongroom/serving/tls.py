@@ -17,6 +17,7 @@ from typing import Any, Final
 from strongroom.errors import InvalidKey
 from strongroom.serving.settings import Tls
 from strongroom.serving.tls_files import Material, read, stamp
+from strongroom.web.contexts import NewestContext
 
 __all__ = ["Certificates", "only_tls_1_3"]
 
@@ -29,15 +30,6 @@ _PIPE: Final = 60 << 10
 def only_tls_1_3() -> None:
     """Keep gRPC from TLS 1.2 in this process; it reads the environment when it is imported."""
     os.environ[_CIPHERS] = _NO_TLS_1_2
-
-
-class _Newest(ssl.SSLContext):
-    """What a listener holds: each connection is made from the context that is current then."""
-
-    current: ssl.SSLContext
-
-    def wrap_bio(self, *arguments: Any, **options: Any) -> ssl.SSLObject:
-        return self.current.wrap_bio(*arguments, **options)
 
 
 class Certificates:
@@ -61,7 +53,7 @@ class Certificates:
         self._material: Material | None = None
         self._given: Material | None = None
         self.clients = 0
-        self.context = _Newest(ssl.PROTOCOL_TLS_SERVER)
+        self.context = NewestContext(ssl.PROTOCOL_TLS_SERVER)
         self.reload()
 
     def changed(self) -> bool:
