@@ -196,7 +196,7 @@ class Front:
             status = response.status
             await self._send(send, response, request.method, receive if left else None)
         except asyncio.CancelledError:
-            status = 499  # the client has gone, or the server stops without waiting any longer
+            pass  # the client has gone, or the server stops without waiting any longer
         finally:
             connection.request = connection.task = None
             self._note(name, request, response, status, time.perf_counter() - began)
