@@ -26,6 +26,7 @@ from strongroom.serving.v2.datatypes import (
     version_of,
 )
 from strongroom.serving.v2.inference import deadline
+from strongroom.serving.v2.raw_contents import LARGE, LargeResponse, reader, writer
 from strongroom.serving.v2.rest import no_control
 from strongroom.serving.v2.statistics import model_statistics
 
@@ -72,6 +73,7 @@ def handlers(engine: Engine, *, control: bool = False, streams: int = 4) -> list
             "inference.GRPCInferenceService",
             methods,
             {"ModelStreamInfer": one.model_stream_infer},
+            {"ModelInfer": (reader(message("inference.ModelInferRequest")), writer)},
         )
     ]
 
@@ -144,7 +146,11 @@ class _Service:
     def model_infer(self, request: Any, context: Context) -> Any:
         call = context.watch(Call(request.model_name, {}))
         classes = _read(request, call)
-        return self._written(self._engine.infer(call), request, classes)
+        response, pieces = self._written(self._engine.infer(call), request, classes)
+        if sum(map(len, pieces)) >= LARGE:
+            return LargeResponse(response, pieces)
+        response.raw_output_contents.extend(map(bytes, pieces))
+        return response
 
     def model_stream_infer(self, requests: Iterator[Any], context: Context) -> Iterator[Any]:
         if not self._streams.acquire(blocking=False):
@@ -166,26 +172,31 @@ class _Service:
         )
         try:
             classes = _read(request, call)
-            answer = self._written(self._engine.infer(call), request, classes)
+            answer, pieces = self._written(self._engine.infer(call), request, classes)
         except StrongroomError as error:
             failed = self._infer_response(id=request.id)
             return self._stream_response(error_message=error.message, infer_response=failed)
+        answer.raw_output_contents.extend(map(bytes, pieces))
         # The word of models with any number of answers: clients wait for it where they ask for it.
         if "triton_enable_empty_final_response" in request.parameters:
             answer.parameters["triton_final_response"].bool_param = True
         return self._stream_response(infer_response=answer)
 
-    def _written(self, answer: Answer, request: Any, classes: Mapping[str, int]) -> Any:
+    def _written(
+        self, answer: Answer, request: Any, classes: Mapping[str, int]
+    ) -> tuple[Any, list[bytes | memoryview]]:
+        """The response without its raw contents, and these."""
         response = self._infer_response(
             model_name=answer.model, model_version=str(answer.version), id=request.id
         )
-        outputs, raw = response.outputs, response.raw_output_contents
+        outputs = response.outputs
+        pieces: list[bytes | memoryview] = []
         for name, array in answer.outputs.items():
             if classes.get(name):
                 array = classify(name, array, classes[name], answer.spec.batched)
             outputs.add(name=name, datatype=name_of(name, array.dtype), shape=array.shape)
-            raw.append(bytes(binary.encode(array)))
-        return response
+            pieces.append(binary.encode(array))
+        return response, pieces
 
 
 def _read(request: Any, call: Call) -> dict[str, int]:
@@ -211,7 +222,7 @@ def _read(request: Any, call: Call) -> dict[str, int]:
 
 
 def _inputs(request: Any) -> dict[str, np.ndarray[Any, Any]]:
-    raw: Sequence[bytes] = request.raw_input_contents
+    raw: Sequence[bytes | memoryview] = request.raw_input_contents
     count = len(request.inputs)
     if raw and len(raw) != count:
         raise invalid(f"The request has {count} inputs and {len(raw)} raw contents.")
