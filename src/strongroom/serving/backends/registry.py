@@ -14,14 +14,6 @@ __all__ = ["BACKENDS", "load"]
 
 BACKENDS: Final = {
     "onnx": "onnx",
-    "torchscript": "torch",
-    "torch.export": "torch",
-    "tensorflow": "tensorflow",
-    "paddle.inference": "paddle",
-    "paddle.jit": "paddle",
-    "openvino": "openvino",
-    "sklearn": "sklearn",
-    "xgboost": "xgboost",
     "python": "python",
 }
 """Framework, as :mod:`strongroom.loaders.registry` names it, → module of this package."""
@@ -42,7 +34,7 @@ def load(model: SealedModel, name: str | None, options: BackendOptions) -> Loade
     if found not in BACKENDS:
         raise UnknownFramework(
             f"Models of {found} cannot be served.",
-            hint="Those of " + ", ".join(BACKENDS) + " can; python takes a class of your own.",
+            hint="Those of ONNX can, and any with a class of your own: backend: python.",
         )
     module = importlib.import_module(f"strongroom.serving.backends.{BACKENDS[found]}")
     return cast("Backend", module).load(model, options)
