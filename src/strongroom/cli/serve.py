@@ -25,7 +25,6 @@ strongroom serve resnet50=./resnet50.sealed -k key.txt
 strongroom serve resnet50=/models/resnet50 --tls-cert server.pem --tls-key server.key.sealed --client-ca ca.pem
 strongroom serve --config models.yaml --host 0.0.0.0 --rest-port 8501 --grpc-port 8500
 strongroom serve --model-config-file models.config --ssl-config-file ssl.cfg --batch 32:2
-curl -d '{"instances": [1.0, 2.0, 5.0]}' http://localhost:8501/v1/models/half_plus_two:predict
 """
 _PACKAGES: Final = (
     *("google.protobuf", "grpc", "grpc_health", "grpc_reflection", "httptools", "ml_dtypes", "numpy"),
