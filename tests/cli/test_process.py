@@ -42,7 +42,7 @@ def test_the_verbs():
     assert groups["attest"] == {"collect", "verify", "show"}
     assert groups["keys"] == {"add", "list", "show", "rotate", "revoke", "destroy"}
     assert groups["audit"] == {"tail", "verify", "export"}
-    assert groups["nodes"] == {"list", "evict", "admit"}
+    assert groups["nodes"] == {"list", "evict", "admit", "enrol-tpm"}
     assert groups["tokens"] == {"add", "list", "drop"}
 
 
