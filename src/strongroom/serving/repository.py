@@ -1,77 +1,19 @@
-"""The life of models: which versions are there, which are loaded, and when one may go.
-
-One thread looks after all of it. A version goes only when nothing of its model is better: as long as
-no wanted version is available, the old one stays. What cannot be loaded is tried again, when its files
-change or, where a key server was away, after a while.
-"""
+"""Models and their versions, as requests and administrators ask for them."""
 
 from __future__ import annotations
 
-import random
-import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Final
 
-from strongroom.errors import AccessError, StrongroomError, Unavailable
 from strongroom.serving.config import ModelConfig
+from strongroom.serving.keeper import Keeper, Load, Model, Version
 from strongroom.serving.servable import Servable
 from strongroom.serving.states import State, VersionStatus
-from strongroom.serving.status import Code, RequestError, code_of_loading
-from strongroom.serving.versions import Place, find_versions
-from strongroom.serving.workers import Workers
+from strongroom.serving.status import Code, RequestError
 
-__all__ = ["Lease", "Repository"]
+__all__ = ["Lease", "Load", "Repository"]
 
-Load = Callable[[ModelConfig, int, str], Servable]
-
-_WORKERS: Final = 8
-_JITTER: Final = random.Random()  # noqa: S311 - of its own: seeds elsewhere do not touch it
-_FIRST_RETRY: Final = 1.0
-_LAST_RETRY: Final = 60.0
 _UNLOAD_SECONDS: Final = 60.0
-_KEPT: Final = 16
-"""Ended versions of a model that are still in its status."""
-
-
-@dataclass(slots=True, eq=False)
-class _Version:
-    number: int
-    made_of: tuple[Place, ModelConfig]
-    state: State = State.START
-    code: int = 0
-    message: str = ""
-    servable: Servable | None = None
-    users: int = 0
-    busy: bool = False
-    tries: int = 0
-    retry_at: float | None = None
-
-    def status(self) -> VersionStatus:
-        return VersionStatus(self.number, self.state, self.code, self.message)
-
-
-@dataclass(slots=True, eq=False)
-class _Model:
-    config: ModelConfig
-    wanted: bool = True
-    looked: int = 0
-    problem: RequestError | None = None
-    leaving: list[_Version] = field(default_factory=list)
-    serving: dict[int, _Version] = field(default_factory=dict)
-    coming: dict[int, _Version] = field(default_factory=dict)
-    ended: dict[int, VersionStatus] = field(default_factory=dict)
-
-    def comes(self) -> bool:
-        """Something is being loaded."""
-        return any(one.busy for one in self.coming.values())
-
-    def is_there(self) -> bool:
-        """Something of it is in memory, or will be."""
-        return bool(self.serving or self.leaving or self.comes())
 
 
 class Lease:
@@ -83,7 +25,7 @@ class Lease:
 
     __slots__ = ("_repository", "_version", "servable")
 
-    def __init__(self, repository: Repository, version: _Version, servable: Servable) -> None:
+    def __init__(self, repository: Repository, version: Version, servable: Servable) -> None:
         self.servable = servable
         self._repository = repository
         self._version = version
@@ -117,21 +59,14 @@ class Repository:
         poll: float = 1.0,
         told: Callable[[str, VersionStatus], None] = lambda model, status: None,
     ) -> None:
-        self._load = load
-        self._poll = poll
-        self._told = told
-        self._lock = threading.RLock()
-        self._changed = threading.Condition(self._lock)
-        self._models = {one.name: _Model(one) for one in models}
-        self._leaving: list[_Model] = []
-        self._workers = Workers(_WORKERS, "loading")
-        self._stopping = False
-        self._look_now = False
-        self._thread = threading.Thread(target=self._watch, name="repository", daemon=True)
+        self._keeper = Keeper(models, load, poll, told)
+        self._models = self._keeper.models
+        self._lock = self._keeper.lock
+        self._changed = self._keeper.changed
 
     def start(self) -> None:
         """Begin to load; returns at once."""
-        self._thread.start()
+        self._keeper.start()
 
     # What requests ask.
 
@@ -159,7 +94,7 @@ class Repository:
             assert found.servable is not None
             return Lease(self, found, found.servable)
 
-    def _release(self, version: _Version) -> None:
+    def _release(self, version: Version) -> None:
         with self._lock:
             version.users -= 1
             if not version.users and version.state is State.UNLOADING:
@@ -167,7 +102,7 @@ class Repository:
 
     def names(self) -> list[str]:
         """The models that are configured."""
-        with self._changed:
+        with self._lock:
             return list(self._models)
 
     def available(self, name: str) -> tuple[int, ...]:
@@ -176,7 +111,7 @@ class Repository:
         Raises:
             RequestError: NOT_FOUND.
         """
-        with self._changed:
+        with self._lock:
             return tuple(sorted(self._model(name).serving, reverse=True))
 
     def status(self, name: str) -> list[VersionStatus]:
@@ -185,14 +120,8 @@ class Repository:
         Raises:
             RequestError: NOT_FOUND.
         """
-        with self._changed:
-            model = self._model(name)
-            found = dict(model.ended)
-            found |= {one.number: one.status() for one in model.leaving}
-            found |= {number: one.status() for number, one in model.coming.items()}
-            # A version that is replaced by itself answers until the new one does.
-            found |= {number: one.status() for number, one in model.serving.items()}
-            return [found[number] for number in sorted(found, reverse=True)]
+        with self._lock:
+            return self._model(name).status()
 
     def config(self, name: str) -> ModelConfig:
         """What was configured.
@@ -200,26 +129,26 @@ class Repository:
         Raises:
             RequestError: NOT_FOUND.
         """
-        with self._changed:
+        with self._lock:
             return self._model(name).config
 
     def ready(self) -> bool:
         """Every model that is wanted has a version that answers."""
-        with self._changed:
+        with self._lock:
             return all(one.serving for one in self._models.values() if one.wanted)
 
     def problem(self, name: str) -> RequestError | None:
         """Why no version of a model can be found, if none can."""
-        with self._changed:
+        with self._lock:
             return self._model(name).problem
 
-    def _model(self, name: str) -> _Model:
+    def _model(self, name: str) -> Model:
         model = self._models.get(name)
         if model is None:
             raise RequestError(Code.NOT_FOUND, f"There is no model {name[:200]!r}.")
         return model
 
-    def _none(self, model: _Model) -> RequestError:
+    def _none(self, model: Model) -> RequestError:
         if model.problem is not None:
             return model.problem
         if not model.wanted:
@@ -229,7 +158,7 @@ class Repository:
                 return RequestError(Code(one.code), one.message)
         return RequestError(Code.UNAVAILABLE, f"Model {model.config.name} is being loaded.")
 
-    def _not_there(self, model: _Model, version: int) -> RequestError:
+    def _not_there(self, model: Model, version: int) -> RequestError:
         name = model.config.name
         coming = model.coming.get(version)
         if coming is not None:
@@ -251,8 +180,8 @@ class Repository:
             model.wanted = True
             for one in model.coming.values():
                 one.retry_at = 0.0
-            self._look_and_wait(model)
-            while not model.serving and model.comes() and not self._stopping:
+            self._keeper.look_and_wait(model)
+            while not model.serving and model.comes() and not self._keeper.stopping:
                 self._changed.wait()
             if not model.serving:
                 raise self._none(model)
@@ -267,7 +196,7 @@ class Repository:
         with self._changed:
             model = self._model(name)
             model.wanted = False
-            self._look_and_wait(model)
+            self._keeper.look_and_wait(model)
             done = self._changed.wait_for(lambda: model.wanted or not model.is_there(), _UNLOAD_SECONDS)
             if not done:
                 raise RequestError(
@@ -277,199 +206,11 @@ class Repository:
     def reconfigure(self, models: Sequence[ModelConfig]) -> None:
         """Serve these models from now on, and no others; returns at once."""
         with self._changed:
-            new = {one.name: one for one in models}
-            for name in self._models.keys() - new.keys():
-                gone = self._models.pop(name)
-                gone.wanted = False
-                self._leaving.append(gone)
-            for name, config in new.items():
-                if name in self._models:
-                    self._models[name].config = config
-                    self._models[name].wanted = True
-                else:
-                    self._models[name] = _Model(config)
-            self._look_now = True
-            self._changed.notify_all()
+            self._keeper.reconfigure({one.name: one for one in models})
 
     def close(self, seconds: float = 30.0) -> None:
         """Let requests end, then free all models; nothing new is accepted.
 
         What has not ended after ``seconds`` goes on in threads that do not keep the process from ending.
         """
-        until = time.monotonic() + seconds
-        with self._changed:
-            self._stopping = True
-            for model in self._all():
-                model.wanted = False
-                for one in list(model.serving.values()):
-                    self._leave(model, one)
-            self._changed.notify_all()
-            self._changed.wait_for(lambda: not any(one.is_there() for one in self._all()), seconds)
-        if self._thread.is_alive():
-            self._thread.join(max(0.0, until - time.monotonic()))
-        self._workers.close(wait=False)
-
-    # The thread that looks after it all.
-
-    def _all(self) -> list[_Model]:
-        return [*self._models.values(), *self._leaving]
-
-    def _look_and_wait(self, model: _Model) -> None:
-        """Have the thread look at a model, and wait until it has."""
-        looked = model.looked
-        self._look_now = True
-        self._changed.notify_all()
-        # One look may be under way.
-        while model.looked < looked + 2 and self._thread.is_alive() and not self._stopping:
-            if model not in self._all():
-                return  # another configuration has no such model
-            self._look_now = True
-            self._changed.wait(0.1)
-
-    def _watch(self) -> None:
-        while True:
-            with self._changed:
-                if self._stopping:
-                    return
-                self._look_now = False
-                models = self._all()
-            for model in models:
-                self._look_at(model)
-            with self._changed:
-                self._leaving = [one for one in self._leaving if one.is_there()]
-                if not self._stopping and not self._look_now:
-                    self._changed.wait(self._pause())
-
-    def _pause(self) -> float | None:
-        """Seconds until something is due; None waits for a change."""
-        now = time.monotonic()
-        times = [self._poll] if self._poll else []
-        for model in self._all():
-            times += [
-                max(0.0, one.retry_at - now)
-                for one in model.coming.values()
-                if one.retry_at is not None and not one.busy
-            ]
-        return min(times, default=None)
-
-    def _look_at(self, model: _Model) -> None:
-        config, problem, found = model.config, None, None
-        try:
-            found = find_versions(config.path)
-        except StrongroomError as error:
-            problem = RequestError(Code.UNAVAILABLE, f"{config.name}: {error.message}")
-        except Exception as error:  # a path that the system does not take
-            problem = RequestError(Code.INTERNAL, f"{config.name}: {type(error).__name__}")
-        with self._changed:
-            model.problem = problem
-            model.looked += 1
-            # What cannot be read now is no reason to stop serving it.
-            if found is not None and config is model.config:
-                self._arrange(model, found)
-            elif not model.wanted:
-                self._arrange(model, {})
-            else:
-                model.coming = {number: one for number, one in model.coming.items() if one.busy}
-            self._changed.notify_all()
-
-    def _arrange(self, model: _Model, found: Mapping[int, Place]) -> None:
-        wanted = model.config.versions.wanted(tuple(found)) if model.wanted else ()
-        for number in wanted:
-            self._want(model, number, found[number])
-        for number, one in list(model.coming.items()):
-            if number not in wanted and not one.busy:
-                del model.coming[number]
-        better = any(number in model.serving for number in wanted)
-        for number, one in list(model.serving.items()):
-            if number not in wanted and (better or not model.wanted):
-                self._leave(model, one)
-
-    def _want(self, model: _Model, number: int, place: Place) -> None:
-        made_of = (place, model.config.loading())
-        serving, coming = model.serving.get(number), model.coming.get(number)
-        if coming is not None and coming.busy:
-            return
-        if serving is not None and serving.made_of == made_of:
-            model.coming.pop(number, None)
-            return
-        if coming is None or coming.made_of != made_of:
-            coming = model.coming[number] = _Version(number, made_of)
-        elif coming.retry_at is None or coming.retry_at > time.monotonic():
-            return
-        coming.busy, coming.state = True, State.LOADING
-        self._tell(model, coming)
-        self._workers.submit(partial(self._bring, model, coming, model.config))
-
-    def _bring(self, model: _Model, version: _Version, config: ModelConfig) -> None:
-        failure = None
-        try:
-            version.servable = self._load(config, version.number, version.made_of[0].location)
-        except BaseException as error:  # whatever it is, the status says it, and others go on
-            # Only its words are kept: its frames may hold the contents of the model.
-            reason = _reason(config.name, version.number, error)
-            failure = code_of_loading(error), reason, isinstance(error, Unavailable | AccessError)
-        with self._changed:
-            version.busy = False
-            if failure is not None:
-                self._failed(model, version, *failure)
-            elif model.coming.get(version.number) is version and model.wanted and not self._stopping:
-                del model.coming[version.number]
-                before = model.serving.get(version.number)
-                version.state, version.code, version.message = State.AVAILABLE, 0, ""
-                version.retry_at = None
-                model.serving[version.number] = version
-                self._tell(model, version)
-                if before is not None:
-                    self._leave(model, before)
-            else:
-                model.coming.pop(version.number, None)
-                self._leave(model, version)
-            self._look_now = True
-            self._changed.notify_all()
-
-    def _failed(self, model: _Model, version: _Version, code: Code, message: str, again: bool) -> None:
-        version.code, version.message = code, message
-        if again:
-            # A key server that is away comes back, and an owner may change his mind.
-            pause = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(version.tries, 10))
-            version.tries += 1
-            version.retry_at = time.monotonic() + pause * _JITTER.uniform(0.5, 1.0)
-        else:
-            version.state, version.retry_at = State.END, None
-        self._tell(model, version)
-
-    def _tell(self, model: _Model, version: _Version) -> None:
-        with suppress(Exception):  # what cannot be logged happens all the same
-            self._told(model.config.name, version.status())
-
-    def _leave(self, model: _Model, version: _Version) -> None:
-        """Take a version away; it is freed when nobody uses it any more."""
-        if model.serving.get(version.number) is version:
-            del model.serving[version.number]
-        version.state = State.UNLOADING
-        model.leaving.append(version)
-        self._tell(model, version)
-        # A thread of its own: what waits for a run that does not end must not keep others from it.
-        threading.Thread(target=self._free, args=(model, version), name="freeing", daemon=True).start()
-
-    def _free(self, model: _Model, version: _Version) -> None:
-        with self._changed:
-            while version.users:
-                self._changed.wait()
-        if version.servable is not None:
-            version.servable.close()
-            version.servable = None
-        with self._changed:
-            version.state = State.END
-            model.leaving.remove(version)
-            model.ended.pop(version.number, None)
-            model.ended[version.number] = version.status()
-            while len(model.ended) > _KEPT:
-                del model.ended[next(iter(model.ended))]
-            self._tell(model, version)
-            self._changed.notify_all()
-
-
-def _reason(name: str, number: int, error: BaseException) -> str:
-    said = error.message if isinstance(error, StrongroomError) else type(error).__name__
-    return f"Version {number} of {name} cannot be loaded: {said}"
+        self._keeper.close(seconds)
