@@ -1,0 +1,1 @@
+"""Sealed models inside the servers of others: Ray Serve, KServe."""
