@@ -19,7 +19,7 @@ DOUBLED = {"predictions": [[2.0 * one for one in X[0]]]}
 
 def child(text: str) -> None:
     """What the child does: ``text`` is JSON of settings; a model's file says how many seconds it runs."""
-    from strongroom.serving.config import ClientRule, ModelConfig
+    from strongroom.serving.config import Batching, ClientRule, Limits, ModelConfig
     from strongroom.serving.run import run
     from strongroom.serving.servable import Servable
     from strongroom.serving.settings import Listen, RequestLimits, Settings, Tls
@@ -48,7 +48,12 @@ def child(text: str) -> None:
     def rules(ones):
         return tuple(ClientRule(**one) for one in ones)
 
-    models = [ModelConfig(**one | {"clients": rules(one.get("clients", ()))}) for one in said["models"]]
+    def model(clients=(), **members):
+        kinds = {"batching": Batching, "limits": Limits}
+        made = {name: kinds[name](**one) if name in kinds else one for name, one in members.items()}
+        return ModelConfig(clients=rules(clients), **made)
+
+    models = [model(**one) for one in said["models"]]
     tls = Tls(**said["tls"]) if "tls" in said else None
     limits = RequestLimits(**said.get("limits", {}))
     listen = Listen(rest_port=0, grpc_port=0, **{"drain": 0.5} | said.get("listen", {}))

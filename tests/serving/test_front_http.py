@@ -237,7 +237,7 @@ def test_the_log_and_the_numbers(server):
     of = 'api="tfs",code="NOT_FOUND",model="",transport="rest",version=""'
     assert f"strongroom_serving_requests_total{{{of}}}" in text
     assert "made-up" not in text
-    for name in ("request_seconds_bucket", "batch_size_count", "queue", "version_state", "loads_total"):
+    for name in ("request_seconds_bucket", "version_state", "loads_total"):
         assert f"strongroom_serving_{name}{{" in text
 
 

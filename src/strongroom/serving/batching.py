@@ -37,6 +37,9 @@ class Work:
         size: examples.
         deadline: moment of ``time.monotonic()``.
         arrived, result: moment when it was queued, and its outputs; set by :meth:`Batcher.submit`.
+        taken: moment when it was put together with others; 0 for one that runs alone.
+        started, ended: moments of the model's run.
+        together: examples in that run.
     """
 
     call: Call
@@ -46,6 +49,10 @@ class Work:
     deadline: float
     arrived: float = field(init=False)
     result: Future[Outputs] = field(init=False)
+    taken: float = 0.0
+    started: float = 0.0
+    ended: float = 0.0
+    together: int = 0
 
     def key(self) -> tuple[Any, ...]:
         """Works of one key can be put together."""
@@ -190,14 +197,17 @@ class Batcher:
                 one.result.set_result(outputs)
 
     def _run_together(self, batch: Sequence[Work]) -> list[Outputs]:
-        first = batch[0]
+        first, taken = batch[0], time.monotonic()
         size = sum(one.size for one in batch)
         inputs = first.call.inputs
         if len(batch) > 1:
             inputs = {name: _together([one.call.inputs[name] for one in batch]) for name in inputs}
-        began = time.perf_counter()
+        began = time.monotonic()
         outputs = self._run(first.signature, inputs, first.outputs)
-        self._ran(size, time.perf_counter() - began)
+        ended = time.monotonic()
+        self._ran(size, ended - began)
+        for one in batch:
+            one.taken, one.started, one.ended, one.together = taken, began, ended, size
         if len(batch) == 1:
             return [outputs]
         if any(value.ndim == 0 or value.shape[0] != size for value in outputs.values()):

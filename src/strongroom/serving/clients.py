@@ -113,16 +113,26 @@ class Access:
                 might; RESOURCE_EXHAUSTED: not that often.
         """
         try:
-            wanted = self._rules(model)
+            rules = self._of(model)
         except RequestError:
             return  # the protocol says that there is no such model
-        if not wanted:
-            return
+        _allow(client, rules, f"use the model {model}")
+
+    def _of(self, model: str) -> Sequence[_Rule]:
+        wanted = self._rules(model)
         known = self._known.get(model)
         if known is None or known[0] is not wanted:
             known = (wanted, [_Rule(one) for one in wanted])
             self._known = {**self._known, model: known}
-        _allow(client, known[1], f"use the model {model}")
+        return known[1]
+
+    def sees(self, client: Client, model: str) -> bool:
+        """It may use the model, and so hear of it; a quota does not count."""
+        try:
+            rules = self._of(model)
+        except RequestError:
+            return False
+        return not rules or bool(_fitting(client, rules))
 
     def ruled(self, model: str) -> bool:
         """Not everybody may use it."""
@@ -150,14 +160,20 @@ class Access:
         _allow(client, self._admins, "change what is served")
 
 
-def _allow(client: Client, rules: Sequence[_Rule], what: str) -> None:
+def _fitting(client: Client, rules: Sequence[_Rule]) -> list[_Rule]:
     token = client.token
     digest = "" if token is None else hashlib.sha256(token.encode("utf-8", "replace")).hexdigest()
     # All of them are looked at: how long it takes does not tell which one it was.
-    fitting = [one for one in rules if one.fits(client, digest)]
+    return [one for one in rules if one.fits(client, digest)]
+
+
+def _allow(client: Client, rules: Sequence[_Rule], what: str) -> None:
+    if not rules:
+        return
+    fitting = _fitting(client, rules)
     if fitting:
         fitting[0].take()
-    elif client.subject is None and token is None:
+    elif client.subject is None and client.token is None:
         raise RequestError(Code.UNAUTHENTICATED, f"To {what} takes a certificate or a token.")
     else:
         raise RequestError(Code.PERMISSION_DENIED, f"This client may not {what}.")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
 
 from prometheus_client import (
@@ -14,19 +15,19 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, Metric, SummaryMetricFamily
+from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from strongroom.serving.counts import SECONDS
 from strongroom.serving.servable import Statistics
 from strongroom.serving.states import State, VersionStatus
 from strongroom.serving.status import Code, RequestError
 
 __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "Watched"]
 
-_SECONDS: Final = (
-    *(0.00025, 0.0005, 0.001, 0.002, 0.004, 0.008, 0.016, 0.032),
-    *(0.064, 0.125, 0.25, 0.5, 1, 2, 5, 10),
-)
+_ENDED: Final = 16
+"""Versions of a model that have ended and still have numbers: who looks sees them once more, and a model
+that is renewed every hour does not fill the memory."""
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # as many numbers again, which nobody reads
 
@@ -55,7 +56,7 @@ class Metrics:
             "request_seconds",
             "Time from a request that is there whole to its answer.",
             *("model", "version", "api", "transport"),
-            buckets=_SECONDS,
+            buckets=SECONDS,
         )
         self._early = self._make(
             Counter, "refused_early", "Connections and requests that came to no protocol.", "why"
@@ -64,6 +65,7 @@ class Metrics:
             Counter, "loads", "Versions of models that were loaded, and that were not.", "model", "code"
         )
         self._of: dict[tuple[Any, ...], tuple[Callable[[], None], Callable[[float], None]]] = {}
+        self._ended: dict[str, OrderedDict[int, None]] = {}
         ProcessCollector(registry=self._registry)
 
     def _make(self, kind: Callable[..., Any], name: str, text: str, *labels: str, **more: Any) -> Any:
@@ -105,6 +107,20 @@ class Metrics:
             self._loads.labels(model, "OK").inc()
         elif status.code:
             self._loads.labels(model, Code(status.code).name).inc()
+        self._forget(model, status)
+
+    def _forget(self, model: str, status: VersionStatus) -> None:
+        """Keep the numbers of few versions that have ended."""
+        ended = self._ended.setdefault(model, OrderedDict())
+        ended.pop(status.version, None)
+        if status.state is State.END:
+            ended[status.version] = None
+        while len(ended) > _ENDED:
+            version, _ = ended.popitem(last=False)
+            of = {"model": model, "version": str(version)}
+            self._of = {known: one for known, one in self._of.items() if known[0] != (model, version)}
+            for metric in (self._requests, self._seconds):
+                metric.remove_by_labels(of)
 
     def text(self) -> bytes:
         """All of it, in Prometheus' format."""
@@ -112,36 +128,44 @@ class Metrics:
 
 
 class _Models(Collector):
+    """What the loaded versions count themselves."""
+
     def __init__(self, engine: Watched) -> None:
         self._engine = engine
 
     def collect(self) -> Iterable[Metric]:
-        labels = ["model", "version"]
-        batches = SummaryMetricFamily(
-            "strongroom_serving_batch_size",
-            "Examples in a run of the model; below the requests where they were put together.",
-            labels=labels,
-        )
-        runs = SummaryMetricFamily(
-            "strongroom_serving_run_seconds", "Time that the model ran.", labels=labels
-        )
-        waiting = GaugeMetricFamily(
-            "strongroom_serving_queue", "Requests that wait for the model.", labels=labels
-        )
-        states = GaugeMetricFamily(
-            "strongroom_serving_version_state",
-            "State of a version, in TensorFlow Serving's numbers; 30 is available.",
-            labels=labels,
-        )
+        found = {
+            name: kind(f"strongroom_serving_{name}", text, labels=("model", "version"))
+            for name, (kind, text) in _FAMILIES.items()
+        }
         for model in self._engine.names():
             try:
                 for status in self._engine.status(model):
-                    states.add_metric([model, str(status.version)], status.state)
+                    found["version_state"].add_metric([model, str(status.version)], status.state)
                 for version, one in self._engine.statistics(model):
                     of = [model, str(version)]
-                    batches.add_metric(of, one.runs, one.examples)
-                    runs.add_metric(of, one.runs, one.run_seconds)
-                    waiting.add_metric(of, one.waiting)
+                    for name, counts in (
+                        ("batch_size", one.batches),
+                        ("run_seconds", one.running),
+                        ("queue_seconds", one.queued),
+                    ):
+                        found[name].add_metric(of, counts.buckets(), counts.total)
+                    found["queue_length"].add_metric(of, one.waiting)
             except RequestError:
                 continue  # gone meanwhile
-        return [batches, runs, waiting, states]
+        return found.values()
+
+
+_FAMILIES: Final[Mapping[str, tuple[Any, str]]] = {
+    "batch_size": (
+        HistogramMetricFamily,
+        "Examples in a run of the model; fewer runs than requests where they were put together.",
+    ),
+    "run_seconds": (HistogramMetricFamily, "Time of a run of the model."),
+    "queue_seconds": (HistogramMetricFamily, "Time that a request waited for its run."),
+    "queue_length": (GaugeMetricFamily, "Requests that wait for the model."),
+    "version_state": (
+        GaugeMetricFamily,
+        "State of a version, in TensorFlow Serving's numbers; 30 is available.",
+    ),
+}

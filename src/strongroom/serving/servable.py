@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Final, TypeVar
 
@@ -17,6 +17,7 @@ from strongroom.serving.batching import Batcher, Outputs, Work
 from strongroom.serving.call import Answer, Call
 from strongroom.serving.checking import check_inputs, wanted_outputs
 from strongroom.serving.config import ModelConfig
+from strongroom.serving.counts import SECONDS, SIZES, Counts
 from strongroom.serving.status import Code, RequestError
 from strongroom.serving.waking import Waking, wait
 from strongroom.serving.workers import Workers
@@ -42,23 +43,28 @@ class Statistics:
 
     Attributes:
         requests, failed: answered, and not.
-        examples: that the model has computed.
-        runs: of the model; below the requests where they were put together.
-        run_seconds: of the model.
         request_seconds, failed_seconds: from when a request was there to its answer, or to its failure.
+        batches: examples of each run of the model; fewer runs than requests where they were put together.
+        running: seconds of each run.
+        queued: seconds that each request waited for its run.
         last: moment of the last request, ``time.time()``; 0 before the first.
         waiting: requests in the queue now.
     """
 
     requests: int = 0
     failed: int = 0
-    examples: int = 0
-    runs: int = 0
-    run_seconds: float = 0.0
     request_seconds: float = 0.0
     failed_seconds: float = 0.0
+    batches: Counts = field(default_factory=lambda: Counts(SIZES))
+    running: Counts = field(default_factory=lambda: Counts(SECONDS))
+    queued: Counts = field(default_factory=lambda: Counts(SECONDS))
     last: float = 0.0
     waiting: int = 0
+
+    @property
+    def examples(self) -> int:
+        """That the model has computed."""
+        return int(self.batches.total)
 
 
 class Servable:
@@ -176,6 +182,7 @@ class Servable:
         with self._lock:
             numbers.requests += 1
             numbers.request_seconds += time.monotonic() - began
+            numbers.queued.add(work.started - began)
             numbers.last = time.time()
         return Answer(self.name, self.version, name, outputs, self.signatures[name])
 
@@ -220,14 +227,15 @@ class Servable:
         try:
             if work.call.cancelled:
                 raise gone()
-            if work.deadline <= time.monotonic():
+            work.started = began = time.monotonic()
+            if work.deadline <= began:
                 raise late()
             inputs = work.call.inputs
-            began = time.perf_counter()
             outputs = self._run(work.signature, inputs, work.outputs)
-            seconds = time.perf_counter() - began
+            work.ended = ended = time.monotonic()
+            seconds = ended - began
             if seconds >= _QUICK_SECONDS:
-                self._debt_until = max(self._debt_until, time.monotonic()) + _PENANCE * seconds
+                self._debt_until = max(self._debt_until, ended) + _PENANCE * seconds
             elif (size := _bytes(inputs)) > self._quick_bytes:
                 self._quick_bytes = size
             self._ran(work.size, seconds)
@@ -250,16 +258,22 @@ class Servable:
     def _ran(self, examples: int, seconds: float) -> None:
         numbers = self._numbers
         with self._lock:
-            numbers.examples += examples
-            numbers.runs += 1
-            numbers.run_seconds += seconds
+            numbers.batches.add(examples)
+            numbers.running.add(seconds)
 
     def statistics(self) -> Statistics:
         """The numbers so far."""
         batcher = self._batcher
         waiting = self._admission.waiting if batcher is None else batcher.waiting
+        numbers = self._numbers
         with self._lock:
-            return replace(self._numbers, waiting=waiting)
+            return replace(
+                numbers,
+                batches=numbers.batches.copy(),
+                running=numbers.running.copy(),
+                queued=numbers.queued.copy(),
+                waiting=waiting,
+            )
 
     def close(self) -> None:
         """Answer what waits and let every run end, then free the model. Nothing new comes any more.

@@ -31,6 +31,7 @@ from strongroom.serving.tls import Certificates
 from strongroom.serving.v2 import service as v2_service
 from strongroom.serving.v2.rest import V2Rest
 from strongroom.web.logs import describe, log
+from strongroom.web.notify import notify
 
 __all__ = ["serve"]
 
@@ -120,6 +121,7 @@ class _Server(uvicorn.Server):
             grpc_port=self._grpc.port,
             tls=tls is not None,
         )
+        notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         self._drain()
@@ -137,6 +139,7 @@ class _Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     def _drain(self) -> None:
+        notify("STOPPING=1")
         self._front.draining = True
         self._grpc.drain()
 
@@ -203,7 +206,7 @@ def serve(
     grpc = GrpcServer(
         [
             *tfs_service.handlers(engine, reload=administered),
-            *v2_service.handlers(engine, control=administered),
+            *v2_service.handlers(engine, control=administered, sees=access.sees),
         ],
         listen,
         limits,
@@ -215,7 +218,10 @@ def serve(
     health.engine, health.grpc = engine, grpc
     metrics.watch(engine)
     front = Front(
-        {"v1": ("tfs", TfsRest(engine)), "v2": ("v2", V2Rest(engine, control=administered))},
+        {
+            "v1": ("tfs", TfsRest(engine)),
+            "v2": ("v2", V2Rest(engine, control=administered, sees=access.sees)),
+        },
         engine.ready,
         limits,
         access,

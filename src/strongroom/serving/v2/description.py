@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.metadata import version as release
 from typing import Any, Final
 
@@ -94,15 +94,18 @@ def default_signature(found: Description) -> Signature:
     return signature
 
 
-def index(engine: Engine, ready: bool) -> list[dict[str, str]]:
+def index(
+    engine: Engine, ready: bool, sees: Callable[[str], bool] = lambda model: True
+) -> list[dict[str, str]]:
     """``RepositoryIndexResponse.models``: every version of every model.
 
     Args:
         engine: has them.
         ready: only those that answer.
+        sees: whether the client may hear of a model.
     """
     found: list[dict[str, str]] = []
-    for model in engine.names():
+    for model in filter(sees, engine.names()):
         try:
             versions = engine.status(model)
         except RequestError:  # it has just gone

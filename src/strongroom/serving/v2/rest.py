@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any, Final
 
 import orjson
 
 from strongroom.errors import StrongroomError
+from strongroom.serving.call import Client
 from strongroom.serving.engine import Engine
 from strongroom.serving.exchange import HttpRequest, HttpResponse
 from strongroom.serving.status import HTTP_STATUS, Code, RequestError, code_of
@@ -29,11 +31,19 @@ class V2Rest:
     Args:
         engine: answers.
         control: whether clients may load and unload models.
+        sees: whether a client may hear of a model that it has not named.
     """
 
-    def __init__(self, engine: Engine, *, control: bool = False) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        control: bool = False,
+        sees: Callable[[Client, str], bool] = lambda client, model: True,
+    ) -> None:
         self._engine = engine
         self._control = control
+        self._sees = sees
         # Of the server, by path; of a model, by what follows its name and version.
         self._server: dict[str, tuple[bytes, _Endpoint]] = {
             "": (b"GET", self._metadata),
@@ -126,13 +136,14 @@ class V2Rest:
     async def _all_statistics(
         self, request: HttpRequest, model: str, version: int | None
     ) -> HttpResponse:
-        return _answer({"model_stats": model_statistics(self._engine)})
+        sees = partial(self._sees, request.client)
+        return _answer({"model_stats": model_statistics(self._engine, sees=sees)})
 
     async def _index(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
         ready = _optional_object(request).get("ready", False)
         if type(ready) is not bool:
             raise invalid("The member ready is true or false.")
-        return _answer(description.index(self._engine, ready))
+        return _answer(description.index(self._engine, ready, partial(self._sees, request.client)))
 
     async def _load(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
         return await self._controlled(request, self._engine.load, model)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, Final
 
 import numpy as np
 
 from strongroom.errors import StrongroomError
-from strongroom.serving.call import Answer, Call
+from strongroom.serving.call import Answer, Call, Client
 from strongroom.serving.engine import Engine
 from strongroom.serving.grpc_calls import Context, service
 from strongroom.serving.messages import message
@@ -46,15 +47,22 @@ _CONTENTS: Final[Mapping[str, str]] = {
 _WIRE: Final = {"int_contents": np.dtype(np.int32), "uint_contents": np.dtype(np.uint32)}
 
 
-def handlers(engine: Engine, *, control: bool = False, streams: int = 4) -> list[Any]:
+def handlers(
+    engine: Engine,
+    *,
+    control: bool = False,
+    streams: int = 4,
+    sees: Callable[[Client, str], bool] = lambda client, model: True,
+) -> list[Any]:
     """What a ``grpc.Server`` adds.
 
     Args:
         engine: answers.
         control: whether clients may load and unload models.
         streams: open ``ModelStreamInfer`` at the same time, each of which takes a thread of the server.
+        sees: whether a client may hear of a model that it has not named.
     """
-    one = _Service(engine, control, streams)
+    one = _Service(engine, control, streams, sees)
     methods = {
         "ServerLive": one.server_live,
         "ServerReady": one.server_ready,
@@ -83,8 +91,11 @@ def _response(name: str) -> type[Any]:
 
 
 class _Service:
-    def __init__(self, engine: Engine, control: bool, streams: int) -> None:
+    def __init__(
+        self, engine: Engine, control: bool, streams: int, sees: Callable[[Client, str], bool]
+    ) -> None:
         self._engine = engine
+        self._sees = sees
         self._control = control
         self._streams = threading.Semaphore(streams)
         self._infer_response = _response("ModelInfer")
@@ -121,11 +132,13 @@ class _Service:
 
     def model_statistics(self, request: Any, context: Context) -> Any:
         version = version_of(request.version)
-        found = model_statistics(self._engine, request.name or None, version)
+        sees = partial(self._sees, context.client)
+        found = model_statistics(self._engine, request.name or None, version, sees)
         return _response("ModelStatistics")(model_stats=found)
 
     def repository_index(self, request: Any, context: Context) -> Any:
-        found = description.index(self._engine, request.ready)
+        sees = partial(self._sees, context.client)
+        found = description.index(self._engine, request.ready, sees)
         return _response("RepositoryIndex")(models=found)
 
     def repository_model_load(self, request: Any, context: Context) -> Any:

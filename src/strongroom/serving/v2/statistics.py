@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from strongroom.serving.engine import Engine
@@ -12,9 +13,15 @@ __all__ = ["model_statistics"]
 
 
 def model_statistics(
-    engine: Engine, model: str | None = None, version: int | None = None
+    engine: Engine,
+    model: str | None = None,
+    version: int | None = None,
+    sees: Callable[[str], bool] = lambda model: True,
 ) -> list[dict[str, Any]]:
     """``ModelStatistics`` of each available version of a model, of one, or of all models.
+
+    Args:
+        sees: whether the client may hear of a model; for those that it has not named.
 
     Raises:
         RequestError: NOT_FOUND, UNAVAILABLE: of the model that was named.
@@ -25,7 +32,7 @@ def model_statistics(
             for number, numbers in engine.statistics(model, version)
         ]
     found: list[dict[str, Any]] = []
-    for one in engine.names():
+    for one in filter(sees, engine.names()):
         try:
             found += model_statistics(engine, one)
         except RequestError as error:  # it has just gone
@@ -35,19 +42,17 @@ def model_statistics(
 
 
 def _numbers(found: Statistics) -> dict[str, Any]:
-    # A request waits, runs and is answered: what the model did not take was the queue's. Inputs and
-    # outputs are handed over as they are.
-    waited = max(0.0, found.request_seconds - found.run_seconds)
+    # Inputs and outputs are handed over as they are.
     return {
         "last_inference": round(found.last * 1000),
         "inference_count": found.examples,
-        "execution_count": found.runs,
+        "execution_count": found.batches.number,
         "inference_stats": {
             "success": _duration(found.requests, found.request_seconds),
             "fail": _duration(found.failed, found.failed_seconds),
-            "queue": _duration(found.requests, waited),
+            "queue": _duration(found.queued.number, found.queued.total),
             "compute_input": _duration(found.requests, 0.0),
-            "compute_infer": _duration(found.runs, found.run_seconds),
+            "compute_infer": _duration(found.running.number, found.running.total),
             "compute_output": _duration(found.requests, 0.0),
             "cache_hit": _duration(0, 0.0),
             "cache_miss": _duration(0, 0.0),
