@@ -20,7 +20,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv system lint test test-core demo bench soak docs fuzz clean
+.PHONY: help venv system lint test test-core demo bench soak soak-serve docs fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -80,6 +80,9 @@ docs: venv ## the site into site/; a warning is an error
 soak: venv system ## a key server killed a hundred times on each database; its interface tried at length
 	$(BIN)/python benchmarks/keyserver_kills.py --database both
 	STRONGROOM_SCHEMATHESIS_EXAMPLES=500 $(BIN)/python -m pytest tests/keyserver/test_openapi.py
+
+soak-serve: venv ## a model server under load for half an hour; its model is swapped 200 times before, under full load
+	$(BIN)/python benchmarks/serving_soak.py --minutes 30
 
 fuzz: venv ## the parsers under atheris, a minute each
 	for target in fuzz/fuzz_*.py; do $(BIN)/python $$target -max_total_time=60 -verbosity=0 || exit 1; done
