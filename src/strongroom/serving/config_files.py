@@ -30,7 +30,13 @@ from strongroom.serving.config import Batching, ClientRule, Limits, ModelConfig,
 from strongroom.serving.messages import message
 from strongroom.serving.tensors import DTYPES, TensorSpec
 
-__all__ = ["model_of_argument", "models_of_message", "read_model_config_file", "read_models"]
+__all__ = [
+    "model_of_argument",
+    "models_of_document",
+    "models_of_message",
+    "read_model_config_file",
+    "read_models",
+]
 
 MAX_FILE: Final = 1 << 20
 MAX_MODELS: Final = 10_000
@@ -180,6 +186,15 @@ def _parse_models(text: str) -> list[ModelConfig]:
         ) from None
     except (RecursionError, ValueError):
         raise UsageError("It is not YAML that can be read.") from None
+    return models_of_document(content)
+
+
+def models_of_document(content: Any) -> list[ModelConfig]:
+    """The models of a ``models.yaml`` that has been read already.
+
+    Raises:
+        UsageError: it is not valid; the message names the member.
+    """
     members = _members("The file", content, {"models": _list(_MODEL_CONFIG, MAX_MODELS)})
     if "models" not in members:
         raise UsageError("models is missing.")
