@@ -364,3 +364,32 @@ def test_a_configuration_that_is_not_there(tmp_path, capsys):
     for verb in ("run", "migrate", "verify", "renew-certificate"):
         assert keyserver(verb, "-c", tmp_path / "none.toml") == 2
     assert "none.toml" in capsys.readouterr().err
+
+
+def test_a_passphrase_in_a_file_is_found_at_each_start(tmp_path, capsys):
+    words = tmp_path / "passphrase"
+    words.write_text("correct horse\nnot this\n")
+    assert keyserver("init", tmp_path / "keys", "--passphrase-file", words) == 0
+    config = tmp_path / "keys" / "keyserver.toml"
+    assert load_config(config).kek.passphrase_file == words
+    assert "correct" not in config.read_text()
+    assert keyserver("verify", "-c", config) == 0
+    words.write_text("wrong\n")
+    assert keyserver("verify", "-c", config) == 4
+    for other in (("--kek-key-file", tmp_path / "k"), ("--passphrase-fd", 0)):
+        assert keyserver("init", tmp_path / "other", "--passphrase-file", words, *other) == 2
+    words.write_text("")
+    assert keyserver("init", tmp_path / "other", "--passphrase-file", words) == 4
+    assert not (tmp_path / "other").exists()
+
+
+def test_an_anchor_is_made_for_a_new_replica_and_left_to_an_old_one(made, capsys):
+    config, anchor = made / "keyserver.toml", made / "audit.anchor"
+    before = anchor.read_bytes()
+    started = ("accept-head", "-c", config, "--reason", "first start", "--if-missing")
+    assert keyserver(*started) == 0
+    assert anchor.read_bytes() == before
+    anchor.unlink()
+    assert keyserver("verify", "-c", config) == 2
+    assert keyserver(*started) == 0
+    assert keyserver("verify", "-c", config) == 0

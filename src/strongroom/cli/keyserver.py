@@ -57,6 +57,16 @@ def init(
         str, typer.Option("--url", metavar="URL", help="By which clients will reach it.")
     ] = "https://localhost:8443",
     passphrase_fd: PassphraseFd = None,
+    passphrase_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--passphrase-file",
+            metavar="FILE",
+            show_default=False,
+            help="Read it from the first line of FILE, now and at each start: FILE is written into the "
+            "configuration, the passphrase is not.",
+        ),
+    ] = None,
     kek_key_file: Annotated[
         Path | None,
         typer.Option(
@@ -104,14 +114,19 @@ def init(
     first owner, the profile that clients need, and the owner's own, which names that token as well.
     Nothing that is there is replaced.
 
-    Without --passphrase-fd, --kek-key-file and --kek, a passphrase for the root key is asked for;
-    with --kek, the passphrase, PIN or token that it needs.
+    Without --passphrase-fd, --passphrase-file, --kek-key-file and --kek, a passphrase for the root key
+    is asked for; with --kek, the passphrase, PIN or token that it needs.
     """
     needs_packages()
+    from strongroom.keyserver.config import first_line
     from strongroom.keyserver.init import Wanted, initialise
 
     passphrase: SecretBytes | None = None
-    if kek is not None:
+    if passphrase_file is not None:
+        if passphrase_fd is not None or kek_key_file is not None:
+            raise UsageError("--passphrase-file is given without --passphrase-fd and --kek-key-file.")
+        passphrase = first_line(passphrase_file)
+    elif kek is not None:
         passphrase = secret_of(absolute_source(kek), passphrase_fd)
     elif passphrase_fd is not None:
         passphrase = read_passphrase(passphrase_fd).encode()
@@ -122,6 +137,7 @@ def init(
         Wanted(
             url=url,
             passphrase=passphrase,
+            passphrase_file=passphrase_file,
             kek_key_file=kek_key_file,
             kek=kek,
             database=database,
@@ -188,6 +204,7 @@ _INIT: Final = """
 strongroom keyserver init keys --url https://keys.example:8443
 strongroom keyserver init keys --kek-key-file /etc/strongroom/root.kek
 strongroom keyserver init keys --passphrase-fd 3 3< passphrase.txt
+strongroom keyserver init keys --passphrase-file /etc/strongroom/kek-passphrase
 strongroom keyserver init keys --kek aws-kms:alias/strongroom
 """
 _RUN: Final = """

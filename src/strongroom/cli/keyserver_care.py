@@ -22,6 +22,7 @@ from strongroom.cli.keyserver_options import (
     store_of,
 )
 from strongroom.cli.terminal import note, plain
+from strongroom.cli.verb import flag
 from strongroom.cli.verb import verb as add_verb
 from strongroom.errors import UsageError
 from strongroom.model.output import FileOutput
@@ -223,7 +224,15 @@ def renew_certificate(
 
 
 def accept_head(
-    reason: Reason, config: ConfigFile = DEFAULT_CONFIG, passphrase_fd: PassphraseFd = None
+    reason: Reason,
+    config: ConfigFile = DEFAULT_CONFIG,
+    passphrase_fd: PassphraseFd = None,
+    if_missing: Annotated[
+        bool,
+        flag(
+            "--if-missing", help="Do nothing where there is an anchor: before the start of a replica."
+        ),
+    ] = False,
 ) -> None:
     """Accept the database as it is, after a restore on purpose; or give this machine an anchor.
 
@@ -231,6 +240,10 @@ def accept_head(
     since the backup is lost: keys that were revoked then are not revoked now.
     """
     settings = load(config)
+    anchor = settings.audit.anchor
+    if if_missing and anchor is not None and anchor.exists():
+        note(f"{plain(str(anchor))} is there.")
+        return
     from strongroom.keyserver.opening import accept_head as accept
 
     head = accept(settings, passphrase_for(settings, passphrase_fd), console_actor(), reason)

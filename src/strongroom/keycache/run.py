@@ -15,12 +15,12 @@ from strongroom.errors import UsageError
 from strongroom.keycache.clock import LeaseClock
 from strongroom.keycache.config import Config
 from strongroom.keycache.holder import KeyHolder
-from strongroom.keycache.notify import notify
 from strongroom.keycache.server import LocalServer
 from strongroom.keycache.sockets import listen
 from strongroom.providers.keyserver.client import ReleaseClient, open_attester
 from strongroom.providers.keyserver.profile import Profile, find_profile, read_profile
 from strongroom.providers.keyserver.transport import Transport
+from strongroom.web.notify import notify
 
 __all__ = ["run", "serve"]
 

@@ -23,6 +23,7 @@ __all__ = [
     "absolute_source",
     "absolute_url",
     "database_url",
+    "first_line",
     "load_config",
     "parse_config",
     "passphrase_of",
@@ -231,8 +232,16 @@ def passphrase_of(config: Config, environ: Mapping[str, str] = os.environ) -> Se
             raise NoKey(f"The environment variable {config.kek.passphrase_env} is empty or not set.")
         return SecretBytes.take(value.encode())
     path = config.kek.passphrase_file
-    if path is None:
-        return None
+    return None if path is None else first_line(path)
+
+
+def first_line(path: Path) -> SecretBytes:
+    """The passphrase in a file: its first line.
+
+    Raises:
+        NoKey: it is empty.
+        NotFound, UsageError: the file cannot be read.
+    """
     with os_errors(path), open(path, "rb", buffering=0) as file:
         content = file.read(_MAX_PASSPHRASE)
     line = content.partition(b"\n")[0].removesuffix(b"\r")

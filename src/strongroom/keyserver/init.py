@@ -57,6 +57,7 @@ class Wanted:
     Attributes:
         url: by which clients reach it: ``https://keys.example:8443``.
         passphrase: of the root key; None takes a key file or a root key that needs none.
+        passphrase_file: where that passphrase is at each start; None leaves it to who starts the server.
         kek_key_file: file with the root key as it is; made where it is not there yet.
         kek: source of a root key that exists already, in an HSM for instance.
         database: URL of an empty database; None makes a file of SQLite.
@@ -65,6 +66,7 @@ class Wanted:
 
     url: str
     passphrase: SecretBytes | None = None
+    passphrase_file: Path | None = None
     kek_key_file: Path | None = None
     kek: str | None = None
     database: str | None = None
@@ -166,7 +168,13 @@ def _make(directory: Path, wanted: Wanted, host: str, port: int, roots: dict[str
     if wanted.database is not None:
         url = absolute_url(wanted.database, Path.cwd())
         write_new(directory / _DATABASE_URL, url + "\n")
-    text = _configuration(server_id, host, port, source, own=wanted.database is None, test=bool(roots))
+    if wanted.passphrase_file is None:
+        opened_by = ""
+    else:
+        opened_by = f"passphrase_file = {json.dumps(str(wanted.passphrase_file.absolute()))}\n"
+    text = _configuration(
+        *(server_id, host, port, source, opened_by), own=wanted.database is None, test=bool(roots)
+    )
     write_new(directory / CONFIG_FILE, text)
     config = load_config(directory / CONFIG_FILE)
     # Last, since it may be elsewhere, where nothing is cleaned up.
@@ -192,7 +200,9 @@ def _make(directory: Path, wanted: Wanted, host: str, port: int, roots: dict[str
     )
 
 
-def _configuration(server_id: str, host: str, port: int, source: str, *, own: bool, test: bool) -> str:
+def _configuration(
+    server_id: str, host: str, port: int, source: str, opened_by: str, *, own: bool, test: bool
+) -> str:
     # JSON's strings are strings of TOML.
     listen = "127.0.0.1" if host in LOCAL else "0.0.0.0"  # noqa: S104 – clients are elsewhere
     database = f'url = "sqlite:///{_DATABASE}"' if own else f'url_file = "{_DATABASE_URL}"'
@@ -213,7 +223,7 @@ key = "tls/server.key"
 
 [kek]
 source = {json.dumps(source)}
-
+{opened_by}
 [audit]
 anchor = "{_ANCHOR}"
 {attestation}"""

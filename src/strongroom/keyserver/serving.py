@@ -32,6 +32,7 @@ from strongroom.keyserver.tls_contexts import Certificates
 from strongroom.keyserver.trust import key_set_specs, roots_of
 from strongroom.keyserver.verification import VerificationPool
 from strongroom.web.logs import describe, log
+from strongroom.web.notify import notify
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,6 +88,7 @@ class _Server(uvicorn.Server):
         ]
         self.started = True
         log.info("ready")
+        notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
@@ -118,6 +120,7 @@ class _Server(uvicorn.Server):
         if sig == signal.SIGHUP:
             self._reload = True
         elif sig == signal.SIGTERM and self._drain_until is None:
+            notify("STOPPING=1")
             self._here.draining = True
             self._drain_until = time.monotonic() + self._here.config.listen.drain_seconds
         elif self.should_exit:

@@ -141,9 +141,11 @@ def _under(passphrase: SecretBytes, protection: Mapping[str, Any], salt: bytes) 
 
 def _read(path: Path, passphrase: SecretBytes | None) -> SecretBytes:
     with os_errors(path), open(path, "rb") as file:
-        mode = os.fstat(file.fileno()).st_mode
+        status = os.fstat(file.fileno())
         content = file.read(_MAX_FILE)
-    if stat.S_IMODE(mode) & 0o077:
+    # Kubernetes and systemd hand out secrets as files of root that a group can read, that of the server.
+    others = 0o037 if status.st_uid == 0 and os.geteuid() != 0 else 0o077
+    if stat.S_IMODE(status.st_mode) & others:
         raise InvalidKey(f"{path} can be read by others.", hint=f"chmod 600 {path}")
     nonsense = InvalidKey(f"{path} is not the file of a root key.")
     try:
