@@ -19,6 +19,7 @@ __all__ = ["load"]
 _BFLOAT16: Final = "bfloat16"
 _BFLOAT16_OF_ONNX: Final = 16  # TensorProto.BFLOAT16
 _FATAL: Final = 4
+_NO_MEMORY: Final = "Failed to allocate memory"
 
 _DTYPES: Final = {
     "tensor(bool)": "bool",
@@ -39,10 +40,10 @@ class _Session:
 
     def __init__(self, session: Any) -> None:
         import onnxruntime
-        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
+        from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
         self._session = session
-        self._invalid = InvalidArgument
+        self._failures = (Fail, InvalidArgument, RuntimeException)
         # At other levels the first failure of a session is printed, with values of the request.
         self._options = onnxruntime.RunOptions()
         self._options.log_severity_level = _FATAL
@@ -73,11 +74,9 @@ class _Session:
             if self._special:
                 return self._run_special(inputs, outputs)
             return dict(zip(outputs, self._session.run(outputs, inputs, self._options), strict=True))
-        except self._invalid:
+        except self._failures as error:
             # Its words quote the values.
-            raise RequestError(
-                Code.INVALID_ARGUMENT, "The model cannot compute with these values."
-            ) from None
+            raise _refusal(str(error)) from None
 
     def _run_special(self, inputs: Arrays, outputs: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
         """With what numpy and ONNX Runtime do not exchange as it is: text and bfloat16."""
@@ -140,6 +139,16 @@ def _spec(what: str, one: Any) -> TensorSpec:
     # a scalar or an unknown rank; ONNX Runtime does not say which.
     shape = tuple(size if isinstance(size, int) and size >= 0 else -1 for size in one.shape)
     return TensorSpec(one.name, _DTYPES[one.type], shape or None)
+
+
+def _refusal(words: str) -> RequestError:
+    """What a failed run means: a node that ran before does not with these inputs, or there is no memory.
+
+    Sizes that do not fit one another are InvalidArgument of some nodes, and Fail of most.
+    """
+    if _NO_MEMORY in words:
+        return RequestError(Code.RESOURCE_EXHAUSTED, "There is no memory to compute with these values.")
+    return RequestError(Code.INVALID_ARGUMENT, "The model cannot compute with these values.")
 
 
 def _of_dtype(specs: Sequence[TensorSpec], dtype: str) -> set[str]:
