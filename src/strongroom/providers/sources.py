@@ -18,7 +18,15 @@ from strongroom.errors import InvalidKey, NoKey, UsageError, os_errors
 from strongroom.format.limits import MAX_KEY_FILE
 from strongroom.keys import HpkeIdentity, HpkeRecipient, Identity, Recipient, SymmetricKey
 
-__all__ = ["NO_KEY_HINT", "KeySource", "identities", "parse_key", "read_recipients", "recipients"]
+__all__ = [
+    "NO_KEY_HINT",
+    "KeySource",
+    "identities",
+    "parse_key",
+    "read_recipients",
+    "recipients",
+    "refuse_literal",
+]
 
 KeySource = (
     str
@@ -60,8 +68,12 @@ def parse_key(content: bytes) -> SymmetricKey | HpkeIdentity:
     return SymmetricKey.parse(content)
 
 
-def _refuse_literal(text: str) -> None:
-    """Refuse what looks like a key itself, without repeating it in a message."""
+def refuse_literal(text: str) -> None:
+    """Refuse what looks like a key itself, without repeating it in a message.
+
+    Raises:
+        UsageError: it does.
+    """
     if _LOOKS_LIKE_KEY.fullmatch(text):
         raise UsageError(
             "A key was given where the path of a key file is expected.",
@@ -71,7 +83,7 @@ def _refuse_literal(text: str) -> None:
 
 def _read_key_file(path: str | os.PathLike[str]) -> bytes:
     if not os.path.exists(path):
-        _refuse_literal(os.fspath(path))
+        refuse_literal(os.fspath(path))
     # Unbuffered, and into memory that can be zeroed: what is read may be a key.
     buffer, size = bytearray(MAX_KEY_FILE + 1), 0
     with os_errors(path), open(path, "rb", buffering=0) as file:
@@ -99,7 +111,7 @@ def _key_from_file(path: str | os.PathLike[str]) -> SymmetricKey | HpkeIdentity:
 def _from_environment(environ: Mapping[str, str], name: str) -> SymmetricKey | HpkeIdentity:
     value = environ.get(name, "")
     if not value:
-        _refuse_literal(name)
+        refuse_literal(name)
         raise NoKey(f"The environment variable {name} is empty or not set.")
     try:
         return parse_key(value.encode())
