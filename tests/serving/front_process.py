@@ -58,7 +58,8 @@ def child(text: str) -> None:
     limits = RequestLimits(**said.get("limits", {}))
     listen = Listen(rest_port=0, grpc_port=0, **{"drain": 0.5} | said.get("listen", {}))
     admins = None if said.get("admins", ()) is None else rules(said.get("admins", ()))
-    run(Settings(models, listen, limits, tls, admins, poll=0.05), load)
+    more = {"otlp_endpoint": said.get("otlp_endpoint")}
+    run(Settings(models, listen, limits, tls, admins, poll=0.05, **more), load)
 
 
 class Server:

@@ -137,6 +137,15 @@ def serve(
             help="After SIGTERM, until connections end: for load balancers to turn away.",
         ),
     ] = 5.0,
+    otlp_endpoint: Annotated[
+        str | None,
+        _given(
+            "--otlp-endpoint",
+            metavar="URL",
+            help="Send traces to this OpenTelemetry collector, such as http://localhost:4318; without it "
+            "OTEL_EXPORTER_OTLP_ENDPOINT says.",
+        ),
+    ] = None,
     no_access_log: Annotated[bool, flag("--no-access-log", help="No line for each request.")] = False,
     quiet: Quiet = False,
 ) -> None:
@@ -167,6 +176,7 @@ def serve(
         admins=_admins(admin or []),
         poll=poll,
         access_log=not (no_access_log or quiet),
+        otlp_endpoint=otlp_endpoint,
     )
     run(settings, _load(key, _batching(batch)))
 

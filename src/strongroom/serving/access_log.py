@@ -41,6 +41,7 @@ class AccessLog:
         model: str | None,
         version: int | None,
         size: int,
+        trace: str | None = None,
     ) -> None:
         """Note a request; safe from any thread.
 
@@ -53,6 +54,7 @@ class AccessLog:
             subject: of its certificate.
             model, version: that were asked, where they are there.
             size: of the request's body, in bytes.
+            trace: its id, where it is traced.
         """
         if not self._wanted:
             return
@@ -65,8 +67,9 @@ class AccessLog:
         if second != self._second:
             self._moment = datetime.fromtimestamp(second, UTC).strftime("%Y-%m-%dT%H:%M:%S")
             self._second = second
+        traced = "" if trace is None else f'"trace":"{trace}",'
         self._lines.append(
-            f'{begin},"ms":{seconds * 1000:.3f},"bytes":{size},'
+            f'{begin},"ms":{seconds * 1000:.3f},"bytes":{size},{traced}'
             f'"timestamp":"{self._moment}.{int((now - second) * 1000):03}Z"}}\n'
         )
 

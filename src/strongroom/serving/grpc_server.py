@@ -28,6 +28,7 @@ from strongroom.serving.metrics import Metrics
 from strongroom.serving.settings import Listen, RequestLimits
 from strongroom.serving.status import Code, RequestError
 from strongroom.serving.tls import Certificates
+from strongroom.serving.tracing import CURRENT, Trace, Tracing
 from strongroom.web.logs import describe, log
 
 __all__ = ["GrpcServer"]
@@ -49,6 +50,7 @@ class GrpcServer:
         certificates: None speaks without TLS.
         access: who may use what.
         metrics, access_log: where it is written down.
+        tracing: None traces nothing.
 
     Raises:
         Unavailable: somebody else listens there.
@@ -66,13 +68,14 @@ class GrpcServer:
         access: Access,
         metrics: Metrics,
         access_log: AccessLog,
+        tracing: Tracing | None = None,
     ) -> None:
         self._health = health.HealthServicer()
         self._said: dict[str, int] = {}
         self._server = grpc.server(
             ThreadPoolExecutor(limits.grpc_threads, "grpc"),
             handlers=tuple(handlers),
-            interceptors=(_Guard(access, metrics, access_log),),
+            interceptors=(_Guard(access, metrics, access_log, tracing),),
             options=_options(limits),
             maximum_concurrent_rpcs=limits.grpc_threads + limits.grpc_waiting,
         )
@@ -143,10 +146,13 @@ def _options(limits: RequestLimits) -> list[tuple[str, int]]:
 class _Guard(grpc.ServerInterceptor):  # type: ignore[misc]
     """What surrounds each call of a protocol; health and reflection are for everybody."""
 
-    def __init__(self, access: Access, metrics: Metrics, log: AccessLog) -> None:
+    def __init__(
+        self, access: Access, metrics: Metrics, log: AccessLog, tracing: Tracing | None
+    ) -> None:
         self.access = access
         self.metrics = metrics
         self.log = log
+        self.tracing = tracing
         self._handlers: dict[str, Any] = {}
 
     def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
@@ -188,6 +194,7 @@ class _Guarded:
         admin: Callable[[Any], None] | None,
     ) -> None:
         self._access, self._metrics, self._log = guard.access, guard.metrics, guard.log
+        self._tracing = guard.tracing
         self._method = method
         self._api = api
         self._models_of = models_of
@@ -198,6 +205,7 @@ class _Guarded:
         def answer(request: Any, context: Any) -> Any:
             began = time.perf_counter()
             code, version = Code.UNKNOWN.value, 0
+            trace = None if self._tracing is None else self._traced(context)
             try:
                 self._check(request, context)
                 response = inner(request, context)
@@ -209,7 +217,7 @@ class _Guarded:
                     context.abort(grpc.StatusCode.INTERNAL, "The server failed.")
                 raise
             finally:
-                self._note(request, context, code, version, began)
+                self._note(request, context, code, version, began, trace)
             return response
 
         return answer
@@ -217,17 +225,23 @@ class _Guarded:
     def stream(
         self, inner: Callable[[Iterator[Any], Any], Iterator[Any]]
     ) -> Callable[[Iterator[Any], Any], Iterator[Any]]:
-        """One line for all of a stream; each of its messages is checked."""
+        """One line for all of a stream; each of its messages is checked, and has a trace."""
 
         def answers(requests: Iterator[Any], context: Any) -> Iterator[Any]:
             began = time.perf_counter()
-            code, last = Code.CANCELLED.value, None
+            code, last, trace = Code.CANCELLED.value, None, None
 
             def checked() -> Iterator[Any]:
-                nonlocal last
+                nonlocal last, trace
                 for last in requests:
+                    if self._tracing is not None:
+                        trace = self._traced(context)
                     self._check(last, context)
                     yield last
+                    # Asked for the next one: this one is answered.
+                    if trace is not None:
+                        trace.finish(self._model(last, 0), self._api, 0)
+                        trace = None
 
             try:
                 yield from inner(checked(), context)
@@ -239,9 +253,15 @@ class _Guarded:
                     context.abort(grpc.StatusCode.INTERNAL, "The server failed.")
                 raise
             finally:
-                self._note(last, context, code, 0, began)
+                self._note(last, context, code, 0, began, trace)
 
         return answers
+
+    def _traced(self, context: Any) -> Trace | None:
+        assert self._tracing is not None
+        trace = self._tracing.of_grpc(self._method, context.invocation_metadata())
+        CURRENT.set(trace)
+        return trace
 
     def _check(self, request: Any, context: Any) -> None:
         try:
@@ -254,10 +274,21 @@ class _Guarded:
         except RequestError as error:
             context.abort(_CODES[int(error.code)], error.message)
 
-    def _note(self, request: Any, context: Any, code: int, version: int, began: float) -> None:
-        seconds = time.perf_counter() - began
+    def _model(self, request: Any, version: int) -> tuple[str, int] | None:
         names = [] if request is None else self._models_of(request)
-        model = (names[0], version) if names and self._access.known(names[0]) else None
+        return (names[0], version) if names and self._access.known(names[0]) else None
+
+    def _note(
+        self,
+        request: Any,
+        context: Any,
+        code: int,
+        version: int,
+        began: float,
+        trace: Trace | None,
+    ) -> None:
+        seconds = time.perf_counter() - began
+        model = self._model(request, version)
         self._metrics.request(model, self._api, "grpc", code, seconds)
         name, number = model or (None, 0)
         client = caller(context)
@@ -271,7 +302,11 @@ class _Guarded:
             name,
             number or None,
             0 if request is None else request.ByteSize(),
+            None if trace is None else trace.id,
         )
+        if trace is not None:
+            CURRENT.set(None)
+            trace.finish(model, self._api, code)
 
 
 def _code_of(error: Exception, context: Any) -> int:

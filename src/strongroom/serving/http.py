@@ -24,6 +24,7 @@ from strongroom.serving.exchange import HttpApi, HttpRequest, HttpResponse
 from strongroom.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from strongroom.serving.settings import Listen, RequestLimits
 from strongroom.serving.status import HTTP_STATUS, Code, RequestError
+from strongroom.serving.tracing import CURRENT, Trace, Tracing
 from strongroom.web.addresses import ConnectionCount
 from strongroom.web.logs import describe, log
 from strongroom.web.protocol import CONNECTION, HttpProtocol
@@ -129,6 +130,7 @@ class Front:
         limits: of a request.
         access: who may use what.
         metrics, access_log: where it is written down.
+        tracing: None traces nothing.
 
     Attributes:
         draining: connections end with their next answer, and nobody shall come any more.
@@ -142,6 +144,7 @@ class Front:
         access: Access,
         metrics: Metrics,
         access_log: AccessLog,
+        tracing: Tracing | None = None,
     ) -> None:
         self._apis = apis
         self._ready = ready
@@ -149,6 +152,7 @@ class Front:
         self._access = access
         self._metrics = metrics
         self._log = access_log
+        self._tracing = tracing
         self._arriving = 0
         self.draining = False
 
@@ -166,7 +170,10 @@ class Front:
             client = with_token(client, token.decode("latin-1"))
         request = HttpRequest(scope["method"], path, headers, b"", scope["query_string"], client)
         connection.request, connection.task = request, asyncio.current_task()
-        began = time.perf_counter()
+        began, trace = time.perf_counter(), None
+        if self._tracing is not None:
+            trace = self._tracing.of_http(request.method, path, headers)
+            CURRENT.set(trace)
         status, left = 499, b"content-length" in headers or b"transfer-encoding" in headers
         response: HttpResponse | None = None
         try:
@@ -182,9 +189,13 @@ class Front:
                         request.body = self._unpack(headers, request.body)
                     # What the client takes to send it is not what the server takes to answer.
                     began = time.perf_counter()
+                    if trace is not None:
+                        trace.arrived()
                 if late:
                     self._authorise(request)
                 response = await api.handle(request)
+                if trace is not None:
+                    trace.handled()
             except _Refusal as refusal:
                 response = replace(api.failure(refusal.error), status=refusal.status)
                 self._metrics.refused_early(str(refusal.status))
@@ -199,7 +210,7 @@ class Front:
             pass  # the client has gone, or the server stops without waiting any longer
         finally:
             connection.request = connection.task = None
-            self._note(name, request, response, status, time.perf_counter() - began)
+            self._note(name, request, response, status, time.perf_counter() - began, trace)
 
     def _authorise(self, request: HttpRequest) -> None:
         if request.path.startswith("/v2/repository/") and _ADMIN.fullmatch(request.path):
@@ -295,6 +306,7 @@ class Front:
         response: HttpResponse | None,
         status: int,
         seconds: float,
+        trace: Trace | None,
     ) -> None:
         model = None if response is None else response.model
         if model is None:
@@ -313,7 +325,10 @@ class Front:
             name,
             version or None,
             len(request.body),
+            None if trace is None else trace.id,
         )
+        if trace is not None:
+            trace.finish(model, api, code, status)
 
     def _asked(self, path: str) -> tuple[str, int] | None:
         """The model of a path, if it is one of this server's: others are what callers made up."""

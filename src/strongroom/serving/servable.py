@@ -19,6 +19,7 @@ from strongroom.serving.checking import check_inputs, wanted_outputs
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.counts import SECONDS, SIZES, Counts
 from strongroom.serving.status import Code, RequestError
+from strongroom.serving.tracing import CURRENT
 from strongroom.serving.waking import Waking, wait
 from strongroom.serving.workers import Workers
 
@@ -115,7 +116,7 @@ class Servable:
         Raises:
             RequestError: with the code for the client.
         """
-        began = time.monotonic()
+        began, work = time.monotonic(), None
         try:
             work = self._prepare(call, began)
             if self._batcher is not None and self.signatures[work.signature].batched:
@@ -126,13 +127,13 @@ class Servable:
                     self._wait(turn, work.deadline)
                 outputs = self._run_alone(work)
         except BaseException:
-            self._failed(began)
+            self._failed(work, began)
             raise
         return self._answer(work, outputs, began)
 
     async def infer_async(self, call: Call) -> Answer:
         """As :meth:`infer`, for the event loop, which runs a quick model itself."""
-        began = time.monotonic()
+        began, work = time.monotonic(), None
         try:
             work = self._prepare(call, began)
             if self._batcher is not None and self.signatures[work.signature].batched:
@@ -147,16 +148,19 @@ class Servable:
                     run = partial(self._run_alone, work)
                     outputs = await self._await(self._threads.submit(run), work.deadline, _let_run)
         except BaseException:
-            self._failed(began)
+            self._failed(work, began)
             raise
         return self._answer(work, outputs, began)
 
-    def _failed(self, began: float) -> None:
-        numbers = self._numbers
+    def _failed(self, work: Work | None, began: float) -> None:
+        numbers, ended = self._numbers, time.monotonic()
         with self._lock:
             numbers.failed += 1
-            numbers.failed_seconds += time.monotonic() - began
+            numbers.failed_seconds += ended - began
             numbers.last = time.time()
+        trace = CURRENT.get()
+        if trace is not None:
+            trace.inferred(began, ended, work)
 
     def _prepare(self, call: Call, began: float) -> Work:
         name = call.signature or DEFAULT_SIGNATURE
@@ -178,12 +182,15 @@ class Servable:
 
     def _answer(self, work: Work, outputs: Outputs, began: float) -> Answer:
         name = work.signature
-        numbers = self._numbers
+        numbers, ended = self._numbers, time.monotonic()
         with self._lock:
             numbers.requests += 1
-            numbers.request_seconds += time.monotonic() - began
+            numbers.request_seconds += ended - began
             numbers.queued.add(work.started - began)
             numbers.last = time.time()
+        trace = CURRENT.get()
+        if trace is not None:
+            trace.inferred(began, ended, work)
         return Answer(self.name, self.version, name, outputs, self.signatures[name])
 
     def _wait(self, turn: Future[None], deadline: float) -> None:

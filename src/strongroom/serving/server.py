@@ -28,6 +28,7 @@ from strongroom.serving.status import Code, RequestError
 from strongroom.serving.tfs import service as tfs_service
 from strongroom.serving.tfs.rest import TfsRest
 from strongroom.serving.tls import Certificates
+from strongroom.serving.tracing import open_tracing
 from strongroom.serving.v2 import service as v2_service
 from strongroom.serving.v2.rest import V2Rest
 from strongroom.web.logs import describe, log
@@ -202,6 +203,7 @@ def serve(
     health = _Health(metrics)
     engine = Engine(settings.models, load, poll=settings.poll, told=health.told)
     access = Access(lambda model: engine.config(model).clients, settings.admins)
+    tracing = open_tracing(settings.otlp_endpoint)
     administered = settings.admins is None or bool(settings.admins)
     grpc = GrpcServer(
         [
@@ -214,6 +216,7 @@ def serve(
         access,
         metrics,
         access_log,
+        tracing,
     )
     health.engine, health.grpc = engine, grpc
     metrics.watch(engine)
@@ -227,6 +230,7 @@ def serve(
         access,
         metrics,
         access_log,
+        tracing,
     )
     config = uvicorn.Config(
         front,
@@ -250,4 +254,6 @@ def serve(
         grpc.stop(0)
         engine.close(listen.stop)
         access_log.flush()
+        if tracing is not None:
+            tracing.close()
         log.info("stopped")

@@ -111,6 +111,7 @@ class Settings:
         admins: who may load and unload models and reconfigure; empty: nobody, None: everybody.
         poll: seconds between two looks at the directories of versions; 0 looks once.
         access_log: a line for each request.
+        otlp_endpoint: where traces go, see :func:`.tracing.open_tracing`; None is what the environment says.
     """
 
     models: Sequence[ModelConfig]
@@ -120,3 +121,4 @@ class Settings:
     admins: tuple[ClientRule, ...] | None = ()
     poll: float = 1.0
     access_log: bool = True
+    otlp_endpoint: str | None = None
