@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
 import grpc
@@ -23,6 +22,7 @@ from strongroom.errors import Unavailable
 from strongroom.serving.access_log import AccessLog
 from strongroom.serving.clients import Access
 from strongroom.serving.grpc_calls import caller
+from strongroom.serving.grpc_threads import Threads
 from strongroom.serving.messages import method_types, pool
 from strongroom.serving.metrics import Metrics
 from strongroom.serving.settings import Listen, RequestLimits
@@ -72,10 +72,11 @@ class GrpcServer:
     ) -> None:
         self._health = health.HealthServicer()
         self._said: dict[str, int] = {}
+        threads = Threads(limits.grpc_threads, limits.body_seconds)
         self._server = grpc.server(
-            ThreadPoolExecutor(limits.grpc_threads, "grpc"),
+            threads,
             handlers=tuple(handlers),
-            interceptors=(_Guard(access, metrics, access_log, tracing),),
+            interceptors=(_Guard(threads.arrived, access, metrics, access_log, tracing),),
             options=_options(limits),
             maximum_concurrent_rpcs=limits.grpc_threads + limits.grpc_waiting,
         )
@@ -147,8 +148,14 @@ class _Guard(grpc.ServerInterceptor):  # type: ignore[misc]
     """What surrounds each call of a protocol; health and reflection are for everybody."""
 
     def __init__(
-        self, access: Access, metrics: Metrics, log: AccessLog, tracing: Tracing | None
+        self,
+        arrived: Callable[[], None],
+        access: Access,
+        metrics: Metrics,
+        log: AccessLog,
+        tracing: Tracing | None,
     ) -> None:
+        self.arrived = arrived
         self.access = access
         self.metrics = metrics
         self.log = log
@@ -194,7 +201,7 @@ class _Guarded:
         admin: Callable[[Any], None] | None,
     ) -> None:
         self._access, self._metrics, self._log = guard.access, guard.metrics, guard.log
-        self._tracing = guard.tracing
+        self._arrived, self._tracing = guard.arrived, guard.tracing
         self._method = method
         self._api = api
         self._models_of = models_of
@@ -203,6 +210,7 @@ class _Guarded:
 
     def unary(self, inner: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         def answer(request: Any, context: Any) -> Any:
+            self._arrived()
             began = time.perf_counter()
             code, version = Code.UNKNOWN.value, 0
             trace = None if self._tracing is None else self._traced(context)
@@ -234,6 +242,7 @@ class _Guarded:
             def checked() -> Iterator[Any]:
                 nonlocal last, trace
                 for last in requests:
+                    self._arrived()
                     if self._tracing is not None:
                         trace = self._traced(context)
                     self._check(last, context)
@@ -246,6 +255,8 @@ class _Guarded:
             try:
                 yield from inner(checked(), context)
                 code = 0
+            except grpc.RpcError:
+                raise  # the client has gone
             except Exception as error:
                 code = _code_of(error, context)
                 if context.code() is None:
