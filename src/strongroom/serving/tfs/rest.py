@@ -13,7 +13,7 @@ import orjson
 from google.protobuf import json_format  # type: ignore[import-untyped]
 
 from strongroom.errors import StrongroomError
-from strongroom.serving.call import Call
+from strongroom.serving.call import Answer, Call, Client
 from strongroom.serving.engine import Engine
 from strongroom.serving.exchange import HttpRequest, HttpResponse
 from strongroom.serving.messages import message
@@ -34,7 +34,7 @@ from strongroom.serving.tfs.json_tensors import (
 )
 from strongroom.serving.tfs.metadata import signature_map, status_response
 
-__all__ = ["TfsRest"]
+__all__ = ["TfsRest", "predict"]
 
 _PATH: Final = re.compile(
     r"/v1/models/(?P<model>[^/:]+)"
@@ -81,24 +81,12 @@ class TfsRest:
         return HttpResponse(int(HTTP_STATUS[error.code]), orjson.dumps({"error": error.message}))
 
     async def _predict(self, where: Where, request: HttpRequest) -> HttpResponse:
-        body = parse(request.body)
-        call = _call(where, body, request)
-        signature = signature_of(self._engine, call)
-        in_rows = "instances" in body
-        if in_rows == ("inputs" in body):
-            raise invalid('The body has either "instances" or "inputs".')
-        if in_rows:
-            call.inputs = _from_rows(body["instances"], signature)
-        else:
-            call.inputs = _from_columns(body["inputs"], signature)
-        answer = await self._engine.infer_async(call)
-        outputs = answer.outputs
-        found = {"predictions": to_rows(outputs)} if in_rows else {"outputs": to_columns(outputs)}
+        found, answer = await predict(self._engine, where, parse(request.body), request.client)
         return HttpResponse(200, dumps(found), model=(answer.model, answer.version))
 
     async def _examples(self, where: Where, method: str, request: HttpRequest) -> HttpResponse:
         body = parse(request.body)
-        call = _call(where, body, request)
+        call = _call(where, body, request.client)
         examples = examples_of(_input(body))
         answer = await self._engine.infer_async(prepare(self._engine, call, method, examples))
         found: Any
@@ -130,6 +118,29 @@ class TfsRest:
         return HttpResponse(200, orjson.dumps(found), model=(description.model, description.version))
 
 
+async def predict(
+    engine: Engine, where: Where, body: Mapping[str, Any], client: Client
+) -> tuple[dict[str, Any], Answer]:
+    """What ``:predict`` answers to a body, for :func:`.json_tensors.dumps`; and what the engine said.
+
+    Raises:
+        RequestError: with the code for the client.
+    """
+    call = _call(where, body, client)
+    signature = signature_of(engine, call)
+    in_rows = "instances" in body
+    if in_rows == ("inputs" in body):
+        raise invalid('The body has either "instances" or "inputs".')
+    if in_rows:
+        call.inputs = _from_rows(body["instances"], signature)
+    else:
+        call.inputs = _from_columns(body["inputs"], signature)
+    answer = await engine.infer_async(call)
+    outputs = answer.outputs
+    found = {"predictions": to_rows(outputs)} if in_rows else {"outputs": to_columns(outputs)}
+    return found, answer
+
+
 @lru_cache(1024)
 def _parse_path(path: str) -> tuple[Where, bool, str] | None:
     found = _PATH.fullmatch(path)
@@ -144,14 +155,12 @@ def _parse_path(path: str) -> tuple[Where, bool, str] | None:
     return where, bool(found["metadata"]), found["method"] or ""
 
 
-def _call(where: Where, body: Mapping[str, Any], request: HttpRequest) -> Call:
+def _call(where: Where, body: Mapping[str, Any], client: Client) -> Call:
     signature = body.get("signature_name", "")
     if type(signature) is not str:
         raise invalid("signature_name is no string.")
     model, version, label = where
-    return Call(
-        model, {}, version, label, signature=signature or None, client=request.client, api="tfs"
-    )
+    return Call(model, {}, version, label, signature=signature or None, client=client, api="tfs")
 
 
 def _from_rows(instances: Any, signature: Signature) -> dict[str, np.ndarray[Any, Any]]:
