@@ -19,7 +19,7 @@ DOUBLED = {"predictions": [[2.0 * one for one in X[0]]]}
 
 def child(text: str) -> None:
     """What the child does: ``text`` is JSON of settings; a model's file says how many seconds it runs."""
-    from strongroom.serving.config import Batching, ClientRule, Limits, ModelConfig
+    from strongroom.serving.config import Batching, Cache, ClientRule, Limits, ModelConfig
     from strongroom.serving.run import run
     from strongroom.serving.servable import Servable
     from strongroom.serving.settings import Listen, RequestLimits, Settings, Tls
@@ -49,7 +49,7 @@ def child(text: str) -> None:
         return tuple(ClientRule(**one) for one in ones)
 
     def model(clients=(), **members):
-        kinds = {"batching": Batching, "limits": Limits}
+        kinds = {"batching": Batching, "limits": Limits, "cache": Cache}
         made = {name: kinds[name](**one) if name in kinds else one for name, one in members.items()}
         return ModelConfig(clients=rules(clients), **made)
 

@@ -10,7 +10,7 @@ from typing import Any, Final
 from strongroom.errors import UsageError
 from strongroom.serving.tensors import TensorSpec
 
-__all__ = ["Batching", "ClientRule", "Limits", "ModelConfig", "VersionPolicy"]
+__all__ = ["Batching", "Cache", "ClientRule", "Limits", "ModelConfig", "VersionPolicy"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
 
@@ -61,6 +61,23 @@ class Batching:
             raise UsageError(
                 "Batching takes a max_batch of at least 1, and a delay of at most 10 seconds."
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Cache:
+    """Answers that are given again to who asks the same of a version.
+
+    Attributes:
+        bytes: of all answers of a version.
+        seconds: for which an answer is given; 0 as long as there is room.
+    """
+
+    bytes: int = 64 << 20
+    seconds: float = 60.0
+
+    def __post_init__(self) -> None:
+        if self.bytes < 1 or not 0 <= self.seconds <= 1e9:
+            raise UsageError("A cache takes a number of bytes, and of seconds.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +137,7 @@ class ModelConfig:
         labels: name → version.
         batching: None runs every request on its own.
         limits: of each version.
+        cache: None asks the model every time.
         warm_up: runs with random inputs before a version is available.
         clients: who may use it; empty lets everybody in who may connect.
     """
@@ -137,6 +155,7 @@ class ModelConfig:
     labels: Mapping[str, int] = field(default_factory=dict)
     batching: Batching | None = None
     limits: Limits = field(default_factory=Limits)
+    cache: Cache | None = None
     warm_up: int = 1
     clients: tuple[ClientRule, ...] = ()
 

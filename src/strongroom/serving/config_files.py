@@ -26,7 +26,7 @@ import yaml
 from google.protobuf import text_format  # type: ignore[import-untyped]
 
 from strongroom.errors import StrongroomError, UsageError, os_errors
-from strongroom.serving.config import Batching, ClientRule, Limits, ModelConfig, VersionPolicy
+from strongroom.serving.config import Batching, Cache, ClientRule, Limits, ModelConfig, VersionPolicy
 from strongroom.serving.messages import message
 from strongroom.serving.tensors import DTYPES, TensorSpec
 
@@ -99,7 +99,7 @@ def models_of_message(config: Any, known: Mapping[str, ModelConfig] | None = Non
     Args:
         config: the message.
         known: by name; those stay as they are in what the message cannot say: key, batching, limits,
-            clients.
+            cache, clients.
 
     Raises:
         UsageError: it asks for what is not served.
@@ -319,6 +319,7 @@ _MODEL: Final[Mapping[str, Read]] = {
         Limits,
         {"concurrency": _integer(1, 4096), "queue": _integer(0, _MANY), "timeout": _number},
     ),
+    "cache": _record(Cache, {"bytes": _integer(1, 1 << 50), "seconds": _number}),
     "warm_up": _integer(0, 1000),
     "clients": _list(
         _record(

@@ -15,7 +15,7 @@ from prometheus_client import (
     disable_created_metrics,
     generate_latest,
 )
-from prometheus_client.core import GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from strongroom.serving.counts import SECONDS
@@ -151,6 +151,9 @@ class _Models(Collector):
                     ):
                         found[name].add_metric(of, counts.buckets(), counts.total)
                     found["queue_length"].add_metric(of, one.waiting)
+                    if one.cache is not None:
+                        for name in ("hits", "misses", "evicted", "entries", "bytes"):
+                            found[f"cache_{name}"].add_metric(of, getattr(one.cache, name))
             except RequestError:
                 continue  # gone meanwhile
         return found.values()
@@ -164,6 +167,14 @@ _FAMILIES: Final[Mapping[str, tuple[Any, str]]] = {
     "run_seconds": (HistogramMetricFamily, "Time of a run of the model."),
     "queue_seconds": (HistogramMetricFamily, "Time that a request waited for its run."),
     "queue_length": (GaugeMetricFamily, "Requests that wait for the model."),
+    "cache_hits": (
+        CounterMetricFamily,
+        "Requests that were answered from the cache, or by what another was waiting for.",
+    ),
+    "cache_misses": (CounterMetricFamily, "Requests for which the model of a cache was asked."),
+    "cache_evicted": (CounterMetricFamily, "Answers that made room for others."),
+    "cache_entries": (GaugeMetricFamily, "Answers in the cache."),
+    "cache_bytes": (GaugeMetricFamily, "Bytes that they take."),
     "version_state": (
         GaugeMetricFamily,
         "State of a version, in TensorFlow Serving's numbers; 30 is available.",

@@ -18,6 +18,7 @@ from strongroom.serving.call import Answer, Call
 from strongroom.serving.checking import check_inputs, wanted_outputs
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.counts import SECONDS, SIZES, Counts
+from strongroom.serving.response_cache import CacheNumbers, ResponseCache
 from strongroom.serving.status import Code, RequestError
 from strongroom.serving.tracing import CURRENT
 from strongroom.serving.waking import Waking, wait
@@ -50,6 +51,7 @@ class Statistics:
         queued: seconds that each request waited for its run.
         last: moment of the last request, ``time.time()``; 0 before the first.
         waiting: requests in the queue now.
+        cache: of its responses, where there is one.
     """
 
     requests: int = 0
@@ -61,6 +63,7 @@ class Statistics:
     queued: Counts = field(default_factory=lambda: Counts(SECONDS))
     last: float = 0.0
     waiting: int = 0
+    cache: CacheNumbers | None = None
 
     @property
     def examples(self) -> int:
@@ -104,6 +107,7 @@ class Servable:
                 threads=config.limits.concurrency,
                 ran=self._ran,
             )
+        self._cache = None if config.cache is None else ResponseCache(config.cache)
         self._waking: Waking | None = None
         self._quick_bytes = -1
         self._debt_until = 0.0
@@ -119,38 +123,51 @@ class Servable:
         began, work = time.monotonic(), None
         try:
             work = self._prepare(call, began)
-            if self._batcher is not None and self.signatures[work.signature].batched:
-                outputs = self._patiently(self._batcher.submit(work), work.deadline)
+            if self._cache is None:
+                outputs = self._compute(work)
             else:
-                turn = self._admission.enter()
-                if turn is not None:
-                    self._wait(turn, work.deadline)
-                outputs = self._run_alone(work)
+                outputs = self._cache.answer(work, self._compute)
         except BaseException:
             self._failed(work, began)
             raise
         return self._answer(work, outputs, began)
+
+    def _compute(self, work: Work) -> Outputs:
+        if self._batcher is not None and self.signatures[work.signature].batched:
+            return self._patiently(self._batcher.submit(work), work.deadline)
+        turn = self._admission.enter()
+        if turn is not None:
+            self._wait(turn, work.deadline)
+        return self._run_alone(work)
 
     async def infer_async(self, call: Call) -> Answer:
         """As :meth:`infer`, for the event loop, which runs a quick model itself."""
         began, work = time.monotonic(), None
         try:
             work = self._prepare(call, began)
-            if self._batcher is not None and self.signatures[work.signature].batched:
-                outputs = await self._await(self._batcher.submit(work), work.deadline, Future.cancel)
+            if self._cache is None:
+                outputs = await self._compute_async(work, began)
             else:
-                turn = self._admission.enter()
-                if turn is not None:
-                    await self._await(turn, work.deadline, self._admission.give_up)
-                if _bytes(call.inputs) <= self._quick_bytes and self._debt_until < began + _PATIENCE:
-                    outputs = self._run_alone(work)
-                else:
-                    run = partial(self._run_alone, work)
-                    outputs = await self._await(self._threads.submit(run), work.deadline, _let_run)
+                outputs = await self._cache.answer_async(
+                    work,
+                    partial(self._compute_async, began=began),
+                    partial(self._await, deadline=work.deadline, give_up=_let_run),
+                )
         except BaseException:
             self._failed(work, began)
             raise
         return self._answer(work, outputs, began)
+
+    async def _compute_async(self, work: Work, began: float) -> Outputs:
+        if self._batcher is not None and self.signatures[work.signature].batched:
+            return await self._await(self._batcher.submit(work), work.deadline, Future.cancel)
+        turn = self._admission.enter()
+        if turn is not None:
+            await self._await(turn, work.deadline, self._admission.give_up)
+        if _bytes(work.call.inputs) <= self._quick_bytes and self._debt_until < began + _PATIENCE:
+            return self._run_alone(work)
+        run = partial(self._run_alone, work)
+        return await self._await(self._threads.submit(run), work.deadline, _let_run)
 
     def _failed(self, work: Work | None, began: float) -> None:
         numbers, ended = self._numbers, time.monotonic()
@@ -186,10 +203,13 @@ class Servable:
         with self._lock:
             numbers.requests += 1
             numbers.request_seconds += ended - began
-            numbers.queued.add(work.started - began)
+            if work.started:  # not from the cache
+                numbers.queued.add(work.started - began)
             numbers.last = time.time()
         trace = CURRENT.get()
         if trace is not None:
+            if not work.started:
+                trace.from_cache()
             trace.inferred(began, ended, work)
         return Answer(self.name, self.version, name, outputs, self.signatures[name])
 
@@ -280,6 +300,7 @@ class Servable:
                 running=numbers.running.copy(),
                 queued=numbers.queued.copy(),
                 waiting=waiting,
+                cache=None if self._cache is None else self._cache.numbers(),
             )
 
     def close(self) -> None:

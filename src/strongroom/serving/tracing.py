@@ -88,7 +88,7 @@ class Trace:
             self._parts.append(("decode", self._arrived, began, {}))
         self._left = ended
         if work is None:
-            return
+            return  # it does not fit the model
         size = {"strongroom.batch.size": work.together or work.size}
         if work.taken:
             self._parts.append(("queue", began, work.taken, {}))
@@ -98,10 +98,9 @@ class Trace:
         if work.started:
             self._parts.append(("run", work.started, work.ended or ended, size))
 
-    def answered_from_cache(self, began: float, ended: float) -> None:
-        """A call was answered without the model."""
+    def from_cache(self) -> None:
+        """A call is answered without the model."""
         self._span.set_attribute("strongroom.cache.hit", True)
-        self.inferred(began, ended, None)
 
     def handled(self) -> None:
         """The answer is written, and not sent."""

@@ -74,6 +74,8 @@ def model_config(engine: Engine, model: str, version: int | None) -> dict[str, A
         "input": _config_tensors(signature.inputs, batching is not None),
         "output": _config_tensors(signature.outputs, batching is not None),
     }
+    if config.cache is not None:
+        answer["response_cache"] = {"enable": True}
     if batching is not None:
         answer["dynamic_batching"] = {"max_queue_delay_microseconds": round(batching.delay * 1e6)}
     return answer

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from strongroom.serving.engine import Engine
+from strongroom.serving.response_cache import CacheNumbers
 from strongroom.serving.servable import Statistics
 from strongroom.serving.status import Code, RequestError
 
@@ -42,6 +43,7 @@ def model_statistics(
 
 
 def _numbers(found: Statistics) -> dict[str, Any]:
+    cache = found.cache or CacheNumbers()
     # Inputs and outputs are handed over as they are.
     return {
         "last_inference": round(found.last * 1000),
@@ -54,8 +56,8 @@ def _numbers(found: Statistics) -> dict[str, Any]:
             "compute_input": _duration(found.requests, 0.0),
             "compute_infer": _duration(found.running.number, found.running.total),
             "compute_output": _duration(found.requests, 0.0),
-            "cache_hit": _duration(0, 0.0),
-            "cache_miss": _duration(0, 0.0),
+            "cache_hit": _duration(cache.hits, cache.hit_seconds),
+            "cache_miss": _duration(cache.misses, cache.miss_seconds),
         },
     }
 
