@@ -23,7 +23,7 @@ except ModuleNotFoundError as error:
 
 from strongroom.loaders.tensorflow_graph import graph_def, graph_def_load  # needs TensorFlow
 
-__all__ = ["graph_def", "graph_def_load", "saved_model_load"]
+__all__ = ["graph_def", "graph_def_load", "saved_model_directory", "saved_model_load"]
 
 _GRAPHS: Final = ("saved_model.pb", "saved_model.pbtxt", "saved_model.cpb")
 _PIECE: Final = 128 << 10
@@ -55,11 +55,29 @@ def saved_model_load(
         UsageError: the model has TensorRT engines, and this TensorFlow cannot run them.
         TensorFlow's errors: as its own loader raises them.
     """
+    with saved_model_directory(export_dir, key=key, path=path) as directory:
+        return tf.saved_model.load(directory, tags, options)
+
+
+@contextmanager
+def saved_model_directory(
+    export_dir: ModelSource, *, key: KeySource | None = None, path: str | None = None
+) -> Iterator[str]:
+    """A sealed SavedModel as a directory of ``ram://`` for the time of the block, for what else of
+    TensorFlow loads one: ``tf.compat.v1.saved_model.load``, ``keras.layers.TFSMLayer``.
+
+    Args:
+        path: the folder of the SavedModel in the sealed directory, if there are several.
+
+    Raises:
+        StrongroomError: the model cannot be opened, is not authentic, or lacks its variables.
+        UsageError: the model has TensorRT engines, and this TensorFlow cannot run them.
+    """
     with opened(export_dir, key) as model:
         folder = _folder(model, path)
         with _in_ram(model, folder) as root:
             try:
-                return tf.saved_model.load(root, tags, options)
+                yield root
             except (FileNotFoundError, tf.errors.NotFoundError) as error:
                 if any(name.startswith(f"{folder}variables/") for name in model.files):
                     raise

@@ -14,8 +14,11 @@ from strongroom.serving.tensors import DTYPES, Signature, TensorSpec, dtype_name
 __all__ = ["check_inputs", "wanted_outputs"]
 
 
-def check_inputs(inputs: Arrays, signature: Signature) -> int:
+def check_inputs(inputs: Arrays, signature: Signature, *, together: bool = True) -> int:
     """The number of examples; 1 where the signature is not batched.
+
+    Args:
+        together: requests may be put together, and their inputs have as many examples as one another.
 
     Raises:
         RequestError: INVALID_ARGUMENT: an input is missing, unknown, or has another dtype, rank or shape.
@@ -27,7 +30,7 @@ def check_inputs(inputs: Arrays, signature: Signature) -> int:
         value = inputs[name]
         if value.dtype != DTYPES[spec.dtype]:
             raise _invalid(f"Input {name} has dtype {_dtype(value)}, and the model wants {spec.dtype}.")
-        if spec.shape is not None and not _fits(value.shape, spec.shape):
+        if spec.shape is not None and not _fits(value.shape, spec.shape) and not spec.loose:
             wanted = _shape(spec)
             raise _invalid(f"Input {name} has shape {list(value.shape)}, and the model wants {wanted}.")
     if not signature.batched:
@@ -35,6 +38,8 @@ def check_inputs(inputs: Arrays, signature: Signature) -> int:
     sizes = [value.shape[0] if value.ndim else -1 for value in inputs.values()]
     size = sizes[0] if sizes else -1
     if size < 0 or sizes.count(size) != len(sizes):
+        if not together:
+            return 1
         raise _invalid("The inputs differ in their first dimension, the number of examples.")
     return size
 

@@ -188,7 +188,7 @@ class Servable:
                 Code.INVALID_ARGUMENT,
                 f"The model has no signature {name[:80]!r}; it has {known}.",
             )
-        size = check_inputs(call.inputs, signature)
+        size = check_inputs(call.inputs, signature, together=self._batcher is not None)
         outputs = wanted_outputs(call.outputs, signature)
         deadline = began + self._timeout
         if call.deadline is not None:

@@ -51,11 +51,15 @@ class TensorSpec:
         name: as clients say it.
         dtype: in :data:`DTYPES`.
         shape: -1 for a dimension of any size; None where not even the rank is known.
+        tensor: its name inside the model, where that is another one and told to clients.
+        loose: an input that takes other shapes too; only the model can tell.
     """
 
     name: str
     dtype: str
     shape: tuple[int, ...] | None
+    tensor: str = field(default="", kw_only=True)
+    loose: bool = field(default=False, kw_only=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ __all__ = ["BACKENDS", "load"]
 
 BACKENDS: Final = {
     "onnx": "onnx",
+    "tensorflow": "tensorflow",
     "python": "python",
 }
 """Framework, as :mod:`strongroom.loaders.registry` names it, → module of this package."""

@@ -129,7 +129,7 @@ def fill(proto: Any, array: Array) -> None:
 
 def fill_info(info: Any, spec: TensorSpec) -> None:
     """Write a description into an empty ``TensorInfo``."""
-    info.name = spec.name
+    info.name = spec.tensor or spec.name
     info.dtype = NUMBERS[spec.dtype]
     if spec.shape is None:
         info.tensor_shape.unknown_rank = True
