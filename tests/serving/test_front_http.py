@@ -292,7 +292,7 @@ def test_a_request_under_way_is_answered(start, tmp_path):
 
 
 def test_bodies_that_arrive_share_a_budget(start):
-    server = start(limits={"bytes": 1_000_000, "bytes_arriving": 1_500_000})
+    server = start(limits={"bytes": 1_000_000, "bytes_held": 1_500_000})
     head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n".encode()
     slow = [socket.create_connection(("127.0.0.1", server.rest), timeout=20) for _ in range(2)]
     for one in slow:

@@ -153,7 +153,8 @@ class Front:
         self._metrics = metrics
         self._log = access_log
         self._tracing = tracing
-        self._arriving = 0
+        self._held = 0
+        self._most_held = max(limits.bytes, limits.bytes_held)
         self.draining = False
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
@@ -175,6 +176,7 @@ class Front:
             trace = self._tracing.of_http(request.method, path, headers)
             CURRENT.set(trace)
         status, left = 499, b"content-length" in headers or b"transfer-encoding" in headers
+        held = 0
         response: HttpResponse | None = None
         try:
             try:
@@ -187,6 +189,9 @@ class Front:
                     left = False
                     if b"content-encoding" in headers:
                         request.body = self._unpack(headers, request.body)
+                    held = len(request.body)
+                    self._held += held
+                    self._check_room()
                     # What the client takes to send it is not what the server takes to answer.
                     began = time.perf_counter()
                     if trace is not None:
@@ -210,6 +215,7 @@ class Front:
             pass  # the client has gone, or the server stops without waiting any longer
         finally:
             connection.request = connection.task = None
+            self._held -= held
             self._note(name, request, response, status, time.perf_counter() - began, trace)
 
     def _authorise(self, request: HttpRequest) -> None:
@@ -235,6 +241,10 @@ class Front:
         except TimeoutError:
             raise _Refusal(408, "The request took too long to arrive.") from None
 
+    def _check_room(self) -> None:
+        if self._held > self._most_held:
+            raise RequestError(Code.RESOURCE_EXHAUSTED, "The bodies of other requests fill the memory.")
+
     def _unpack(self, headers: dict[bytes, bytes], body: bytes | bytearray) -> bytes | bytearray:
         coding = headers[b"content-encoding"].lower()
         if coding == b"identity":
@@ -253,20 +263,17 @@ class Front:
         body, held = bytearray(body), 0
         try:
             while message["type"] == "http.request":
-                self._arriving += len(body) - held
+                self._held += len(body) - held
                 held = len(body)
-                if len(body) > limit:
+                if held > limit:
                     raise _too_large(limit)
-                if self._arriving > self._limits.bytes_arriving:
-                    raise RequestError(
-                        Code.RESOURCE_EXHAUSTED, "The bodies of other requests fill the memory."
-                    )
+                self._check_room()
                 if not message.get("more_body"):
                     return body
                 message = await receive()
                 body += message.get("body", b"")
         finally:
-            self._arriving -= held
+            self._held -= held
         raise asyncio.CancelledError  # it disconnected
 
     async def _send(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from strongroom.errors import UsageError
 from strongroom.serving.config import ClientRule, ModelConfig
 
 __all__ = ["Listen", "RequestLimits", "Settings", "Tls"]
+
+_URI: Final = re.compile(r"(?:https?|unix|env|file):")
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +24,8 @@ class Tls:
         key: PEM, without a passphrase.
         client_ca: PEM of those who sign for clients; with it, nobody connects without a certificate.
         config: TensorFlow Serving's ``ssl.cfg``, in place of the three.
-        open_with: source of the key of a sealed file; None is what the environment says.
+        open_with: source of the key of a sealed file; None is what the environment says. Where it does
+            not open one, the key server that the file names is asked.
     """
 
     certificate: str | None = None
@@ -38,6 +43,12 @@ class Tls:
         elif not self.certificate or not self.key:
             raise UsageError(
                 "TLS takes a certificate and its key.", hint="Give --tls-cert and --tls-key."
+            )
+        if self.key is not None and _URI.match(self.key):
+            raise UsageError(
+                "The key of TLS is a file, and no URL: key servers hold what opens files.",
+                hint="Seal it for the key server, and give the sealed file: "
+                "strongroom seal server.key -o server.key.sealed -r https://keys.example/server-tls",
             )
 
 
@@ -79,7 +90,7 @@ class RequestLimits:
 
     Attributes:
         bytes: of a body or message, as sent and as unpacked.
-        bytes_arriving: of all bodies over HTTP that are not there whole yet.
+        bytes_held: of all bodies over HTTP whose requests are not answered yet.
         head_seconds: in which the head of a request arrives.
         body_seconds: in which its body arrives.
         answer_seconds: that a client may leave an answer unread.
@@ -88,7 +99,7 @@ class RequestLimits:
     """
 
     bytes: int = 64 << 20
-    bytes_arriving: int = 1 << 30
+    bytes_held: int = 1 << 30
     head_seconds: float = 15.0
     body_seconds: float = 120.0
     answer_seconds: float = 60.0

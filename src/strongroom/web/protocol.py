@@ -7,9 +7,11 @@ and none for clients that do not read; the protocol here adds them, and sends an
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import Any, Final
 
 from uvicorn.config import Config as UvicornConfig
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from strongroom.format.encoding import dump_json
@@ -25,6 +27,9 @@ MAX_HEAD: Final = 32 << 10
 
 _JOINED: Final = 64 << 10
 """Bytes of a body beyond which a copy of them costs more than a write of the head."""
+
+_MOST_AHEAD: Final = 256
+"""Requests that a client may send before the first of them is answered."""
 
 _CONTINUE: Final = b"HTTP/1.1 100 "
 
@@ -62,6 +67,23 @@ class _InOnePiece:
     def close(self) -> None:
         self.end()
         self._transport.close()
+
+
+class _Flow(FlowControl):
+    """Reads nothing more while requests wait for the answer to the one before them.
+
+    uvicorn reads on with each answer, a thousand requests for one: a client that sends them without end
+    took all memory.
+    """
+
+    def __init__(self, transport: asyncio.Transport, waiting: Collection[Any]) -> None:
+        super().__init__(transport)
+        self._waiting = waiting
+
+    def resume_reading(self) -> None:
+        # Whose answer is awaited is there whole: others came behind it.
+        if not self._waiting:
+            super().resume_reading()
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -106,6 +128,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = _Flow(transport, self.pipeline)
         self._answers = _InOnePiece(transport)
         source = source_group(self.client[0]) if self.client else "local"
         if not self.addresses.enter(source):
@@ -159,6 +182,8 @@ class HttpProtocol(HttpToolsProtocol):
         self._stop_timer()
         if self._is_large() or self._ambiguous() or self.parser.get_http_version() != "1.1":
             raise ValueError  # the parser turns it into the answer below
+        if len(self.pipeline) >= _MOST_AHEAD:
+            raise ValueError
         super().on_headers_complete()
         self.cycle.transport = self._answers  # type: ignore[assignment]
 
