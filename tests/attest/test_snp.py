@@ -550,6 +550,13 @@ def test_what_is_revoked_is_refused(revoked):
         verify(with_crl(made), context(endorsements=Source(crl=made.crl(revoked=[revoked]))))
 
 
+def test_the_number_of_the_list_is_claimed():
+    claims = verify(with_crl(pki(), pki().crl(number=300)), context())
+    assert list(claims.crls.values()) == [300]
+    assert all(issuer.startswith("test: ") and "ARK-" in issuer for issuer in claims.crls)
+    assert verify(with_crl(pki()), context()).crls == {}
+
+
 def test_the_list_of_the_source_counts_whatever_the_evidence_brings():
     # An older list that still holds, and does not name the authority yet.
     source = Source(crl=pki().crl(revoked=["ask"]))

@@ -7,6 +7,7 @@ cryptography are the real ones; only the network is left out.
 from __future__ import annotations
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -266,6 +267,48 @@ def test_a_status_other_than_up_to_date(place, status):
 @pytest.mark.parametrize("days", [-400, 400])
 def test_collateral_of_another_time(place, days):
     assert refusal(place, make=collateral(issued=NOW + timedelta(days=days))) == "evidence"
+
+
+def test_a_revocation_list_that_is_older_than_one_seen_before(place):
+    (released,) = ask(place, make=collateral(crl_number=7))
+    assert isinstance(released, Released)
+    assert refusal(place, make=collateral(crl_number=6)) == "evidence"
+    (reason, other) = place.records()[-1]["details"]["keys"][0]["reasons"]
+    assert reason["path"] == other["path"] == "evidence[0].crls"
+    assert "has the number 6, and 7 was seen before" in reason["text"]
+    # A list without a number is older than any; and it is no way around it.
+    assert refusal(place, make=collateral(crl_number=None)) == "evidence"
+    # Newer ones are taken, and remembered by all replicas.
+    (released,) = ask(place, make=collateral(crl_number=2**158))
+    assert isinstance(released, Released)
+    assert set(place.store.snapshot().newest_crls.values()) == {2**158}
+    assert refusal(place, make=collateral(crl_number=7)) == "evidence"
+    seen = [one for one in place.store.audit(0, 1000) if one["event"] == "crl.newer"]
+    assert [set(one["details"]["crls"].values()) for one in seen] == [{"7"}, {f"{2**158:x}"}]
+    assert place.store.verify()
+
+
+def test_a_revocation_list_with_a_number_that_is_none(place):
+    assert refusal(place, make=collateral(crl_number=2**168)) == "evidence"
+    assert not place.store.snapshot().newest_crls
+
+
+def test_replicas_that_see_a_new_revocation_list_at_once(tmp_path, database_url):
+    with Store.create(database_url, kek()) as one, Store(database_url, kek()) as other:
+        numbers = [{"CN=a": number} for number in range(1, 25)]
+        with ThreadPoolExecutor(8) as pool:
+            list(
+                pool.map(
+                    lambda use: use[0].crls_seen(use[1]),
+                    [(store, number) for number in numbers for store in (one, other)],
+                )
+            )
+        assert one.snapshot().newest_crls == other.snapshot().newest_crls == {"CN=a": 24}
+        seen = [
+            int(r["details"]["crls"]["CN=a"], 16) for r in one.audit(0, 1000) if "crls" in r["details"]
+        ]
+        assert seen == sorted(set(seen))
+        assert one.verify()
 
 
 def test_no_collateral_and_nobody_to_ask(place):

@@ -1,5 +1,6 @@
 """The life of a server: start, stop, restart, workers, replicas, what it leaves in its log."""
 
+import asyncio
 import json
 import re
 import signal
@@ -15,6 +16,8 @@ import pytest
 from servers import BUNDLE, Answer, Machine, Server, new_pki, text
 
 from strongroom.crypto.secret import SecretBytes
+from strongroom.errors import StorageError
+from strongroom.keyserver.services import Services
 from strongroom.release.answer import Refused, Released
 from strongroom.release.binding import WantedKey
 from strongroom.release.messages import Challenge
@@ -281,6 +284,40 @@ def test_one_address_asks_so_often_and_no_more(tmp_path):
         assert [server.ask("GET", path).status for path in ("/healthz", "/readyz")] == [200, 200]
     finally:
         server.stop()
+
+
+def test_many_who_ask_whether_it_is_ready_cause_one_check_at_a_time():
+    running = most = checks = 0
+    go = threading.Event()
+
+    class Slow:
+        def check(self):
+            nonlocal running, most, checks
+            running, checks = running + 1, checks + 1
+            most = max(most, running)
+            assert go.wait(30)
+            running -= 1
+            if checks == 2:
+                raise StorageError("gone")
+
+    here = Services(*[None] * 7)
+    here.store = Slow()
+
+    async def ask():
+        asked = [asyncio.create_task(here.check()) for _ in range(50)]
+        while not checks:
+            await asyncio.sleep(0)
+        asked[0].cancel()
+        go.set()
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(found[0], asyncio.CancelledError)
+        assert found[1:] == [None] * 49
+        with pytest.raises(StorageError):
+            await here.check()
+        await here.check()
+
+    asyncio.run(ask())
+    assert (most, checks) == (1, 3)
 
 
 def test_a_database_that_goes_away_is_said_and_comes_back(tmp_path, pki):

@@ -161,12 +161,25 @@ def test_text_and_numbers_are_the_same_on_both(store, clock):
 
 def test_a_newer_schema_is_refused(database_url):
     Store.create(database_url, kek()).close()
+    ((head,),) = sql(database_url, "SELECT version_num FROM alembic_version")
     sql(database_url, "UPDATE alembic_version SET version_num = '9999'")
     try:
         with pytest.raises(UnsupportedVersion, match="9999"):
             Store(database_url, kek())
     finally:
-        sql(database_url, "UPDATE alembic_version SET version_num = '0001'")
+        sql(database_url, "UPDATE alembic_version SET version_num = ?", head)
+
+
+def test_a_database_of_the_first_schema_is_upgraded_and_is_what_was_signed(database_url):
+    with Store.create(database_url, kek()) as store:
+        add_key(store)
+    sql(database_url, "DROP TABLE crls")
+    sql(database_url, "UPDATE alembic_version SET version_num = '0001'")
+    with Store(database_url, kek()) as store:
+        store.check()
+        store.crls_seen({"CN=somebody": 2**159})
+        assert store.snapshot().newest_crls == {"CN=somebody": 2**159}
+        assert store.key("m/x").version == 1
 
 
 def test_tables_of_somebody_else_are_refused(tmp_path):

@@ -87,6 +87,7 @@ def test_a_revoked_key_cannot_be_made_active_again(full):
         "UPDATE nodes SET evicted = (1 = 0)",
         "DELETE FROM nodes",
         "INSERT INTO nodes (platform, evicted) VALUES ('tdx:good', (1 = 1))",
+        "INSERT INTO crls (issuer, number) VALUES ('CN=a', '7')",
         "UPDATE store SET revision = 5",
         "UPDATE store SET revision = 500",
         "UPDATE store SET state_sequence = 5",
@@ -102,6 +103,22 @@ def test_whatever_decisions_rest_on_is_signed(full, edit):
         store.snapshot()
     with fresh(full) as store, pytest.raises((HeaderTampered, AuditBroken)):
         store.verify()
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        "DELETE FROM crls",
+        "UPDATE crls SET number = '6'",
+        "UPDATE crls SET number = 'x'",
+        "UPDATE crls SET issuer = 'CN=b'",
+    ],
+)
+def test_the_newest_revocation_lists_are_signed(full, edit):
+    full.crls_seen({"CN=a": 7})
+    sql(full.url, edit)
+    with fresh(full) as store, pytest.raises(HeaderTampered, match="changed by somebody else"):
+        store.snapshot()
 
 
 def test_a_record_put_back_as_it_was_is_found(full):

@@ -8,7 +8,7 @@ neither reads a clock.
 from __future__ import annotations
 
 import hmac
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from datetime import datetime
@@ -27,6 +27,7 @@ __all__ = [
     "all_ok",
     "appraise",
     "binding_rule",
+    "crl_rules",
     "eviction_rule",
     "parse_requirement",
     "rules",
@@ -113,6 +114,21 @@ def binding_rule(claims: Claims, path: str, expected: bytes | None) -> Finding:
     )
     wanted = None if expected is None else expected.hex()
     return Finding(ok, f"{path}.bound", claims.bound.hex(), wanted, sentence)
+
+
+def crl_rules(claims: Claims, path: str, newest: Mapping[str, int]) -> list[Finding]:
+    """Whether each revocation list is the newest that is known of its issuer: an older one is genuine
+    too, and does not name what was revoked since.
+    """
+    found = []
+    for issuer, number in claims.crls.items():
+        known = newest.get(issuer, number)
+        sentence = f"The revocation list of {issuer} has the number {number:x}" + (
+            "." if number >= known else f", and {known:x} was seen before: an old one was brought back."
+        )
+        expected = {"from": f"{known:x}"}
+        found.append(Finding(number >= known, f"{path}.crls", f"{number:x}", expected, sentence))
+    return found
 
 
 def eviction_rule(claims: Claims, path: str, evicted: AbstractSet[str]) -> Finding:

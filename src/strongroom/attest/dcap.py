@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import lru_cache
 from typing import Any, Final
@@ -73,9 +74,10 @@ def verify(evidence: Evidence, context: Context) -> Claims:
     try:
         said = json.loads(found.to_json())
         _check_same_report(quote, said)
-        return _claims(quote, said, not_after, context.roots.test)
+        claims = _claims(quote, said, not_after, context.roots.test)
     except (ValueError, TypeError, KeyError, AttributeError):
         raise NotAuthentic("The library's verdict cannot be read.") from None
+    return replace(claims, crls=collateral.crl_numbers(test_root=context.roots.test))
 
 
 def parse(evidence: Evidence) -> Quote:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -11,6 +11,7 @@ from typing import Any, Final
 from cryptography import x509
 
 from strongroom.attest.certificate_parsing import UNREADABLE, load_certificates, load_crl, quiet
+from strongroom.attest.crl_numbers import crl_numbers
 from strongroom.attest.limits import MAX_ENDORSEMENTS
 from strongroom.errors import MalformedEvidence, MissingEndorsement, MissingExtra, NotAuthentic
 from strongroom.format.encoding import parse_json
@@ -90,6 +91,10 @@ class Collateral:
         with quiet():
             for index, one in enumerate(chain):
                 self._check_revoked(one, ca=bool(index))
+
+    def crl_numbers(self, *, test_root: bool) -> Mapping[str, int]:
+        """See :func:`.crl_numbers.crl_numbers`."""
+        return crl_numbers((self.pck_crl, self.root_crl), test_root=test_root)
 
     def _check_revoked(self, one: x509.Certificate, *, ca: bool) -> None:
         crl = self.root_crl if ca else self.pck_crl

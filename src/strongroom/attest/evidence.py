@@ -93,6 +93,7 @@ class Claims:
         not_after: until when the endorsements, the evidence itself for tokens, hold. With a time zone.
         test_root: it was verified with a root that is for tests.
         faults: rules that nobody can relax and that this evidence breaks, besides debug; in words.
+        crls: revocation lists that it was checked against: who issued it → its number.
     """
 
     kind: str
@@ -103,6 +104,7 @@ class Claims:
     not_after: datetime
     test_root: bool = False
     faults: Sequence[str] = ()
+    crls: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def digest(self) -> bytes:
@@ -120,4 +122,6 @@ class Claims:
             "not_after": self.not_after.isoformat(timespec="seconds"),
             "test_root": self.test_root,
             "faults": list(self.faults),
+            # They have up to 160 bits, and numbers in JSON 53.
+            "crls": {issuer: f"{number:x}" for issuer, number in self.crls.items()},
         }

@@ -21,6 +21,7 @@ from strongroom.attest.certificates import (
     extensions_of,
     load_certificate,
 )
+from strongroom.attest.crl_numbers import crl_numbers
 from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.snp_coco import parse_coco
 from strongroom.attest.snp_endorsements import (
@@ -102,6 +103,7 @@ def verify_report(report: Report, brought: Brought, kind: str, context: Context)
         not_after,
         context.roots.test,
         tuple(report.faults),
+        crl_numbers(crls, test_root=context.roots.test),
     )
 
 

@@ -135,6 +135,10 @@ class ReleaseService:
         expected_secondary = binding.for_secondary() if secondary else b""
         for _ in range(_ATTEMPTS):
             snapshot = await self._current()
+            if newer := _newer_crls(claims, snapshot.newest_crls):
+                await asyncio.to_thread(self._store.crls_seen, newer)
+                self._snapshot = None
+                continue
             presented = Presented(
                 now=now,
                 claims=(*claims, *identities),
@@ -142,6 +146,7 @@ class ReleaseService:
                 expected_secondary=expected_secondary,
                 allow_test_roots=self._allow_test_roots,
                 evicted=snapshot.evicted,
+                newest_crls=snapshot.newest_crls,
             )
             verdicts = [
                 await self._judge(wanted, snapshot, presented, problem) for wanted in request.keys
@@ -335,6 +340,16 @@ class ReleaseService:
             },
             self._signing,
         )
+
+
+def _newer_crls(claims: Sequence[Claims], newest: Mapping[str, int]) -> dict[str, int]:
+    """The revocation lists among what vouches for the evidence that are newer than any seen before."""
+    return {
+        issuer: number
+        for one in claims
+        for issuer, number in one.crls.items()
+        if number > newest.get(issuer, -1)
+    }
 
 
 def _on_record(verdict: Verdict) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -31,6 +32,7 @@ class Services:
         enrolments: of TPMs.
         clock: gives the time, with a time zone.
         draining: it is about to stop; load balancers shall look elsewhere.
+        checking: the check of the store that runs, or that ran last.
     """
 
     config: Config
@@ -41,6 +43,19 @@ class Services:
     enrolments: Enrolments
     clock: Callable[[], datetime]
     draining: bool = False
+    checking: asyncio.Task[None] | None = None
+
+    async def check(self) -> None:
+        """See :meth:`.Store.check`. One at a time, whoever asks and how often: nobody is limited who does.
+
+        Raises:
+            StrongroomError: what the check raises.
+        """
+        if self.checking is None or self.checking.done():
+            self.checking = asyncio.create_task(asyncio.to_thread(self.store.check))
+            # Whoever asked may be gone before there is an answer.
+            self.checking.add_done_callback(lambda done: done.cancelled() or done.exception())
+        await asyncio.shield(self.checking)
 
 
 def services(request: Request) -> Services:

@@ -101,7 +101,7 @@ def parse_answer(body: bytes) -> tuple[list[Claims], float]:
             kind = _KINDS.get(members["error"], EvidenceError)
             raise kind(str(members["message"]), hint=members["hint"] and str(members["hint"]))
         return [_claims(one) for one in members["claims"]], float(members["seconds"])
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         raise MalformedEvidence("The evidence could not be verified.") from None
 
 
@@ -124,6 +124,7 @@ def _claims(members: dict[str, Any]) -> Claims:
         not_after=not_after,
         test_root=members["test_root"] is not False,
         faults=tuple(map(str, members["faults"])),
+        crls={str(issuer): int(number, 16) for issuer, number in members["crls"].items()},
     )
 
 

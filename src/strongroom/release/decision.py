@@ -85,6 +85,7 @@ class Presented:
         expected_secondary: what secondary evidence must be bound to.
         allow_test_roots: whether the server takes roots for tests; the policy must too.
         evicted: names of machines that were taken out of service.
+        newest_crls: issuer → number of the newest of its revocation lists that was seen.
     """
 
     now: datetime
@@ -93,6 +94,7 @@ class Presented:
     expected_secondary: bytes
     allow_test_roots: bool = False
     evicted: AbstractSet[str] = field(default=frozenset())
+    newest_crls: Mapping[str, int] = field(default_factory=dict)
 
     def proved(self) -> list[Claims]:
         """What is about whoever asks: evidence that is bound to this request, and identities.
@@ -196,6 +198,7 @@ def _judged(
         expected_secondary=presented.expected_secondary,
         allow_test_roots=presented.allow_test_roots,
         evicted=presented.evicted,
+        newest_crls=presented.newest_crls,
         bound=bound,
         valid=valid,
     )

@@ -15,6 +15,7 @@ from strongroom.attest.appraise import (
     all_ok,
     appraise,
     binding_rule,
+    crl_rules,
     eviction_rule,
     rules,
 )
@@ -52,6 +53,7 @@ def judge(
     expected_secondary: bytes,
     allow_test_roots: bool,
     evicted: AbstractSet[str],
+    newest_crls: Mapping[str, int],
     bound: bool,
     valid: bool,
 ) -> Judgement:
@@ -64,6 +66,7 @@ def judge(
         expected_primary: kind → what primary evidence of it must be bound to.
         expected_secondary: what secondary evidence must be bound to.
         allow_test_roots: whether the server takes roots for tests.
+        newest_crls: issuer → number of the newest of its revocation lists that was seen.
         evicted: names of machines that were taken out of service.
         bound: whether the evidence must be bound to what is expected.
         valid: whether what vouches for it must hold now.
@@ -77,7 +80,10 @@ def judge(
         path = f"evidence[{index}]"
         found = [
             ("evidence", finding)
-            for finding in rules(one, path, now if valid else None, test_roots=test_roots)
+            for finding in (
+                *rules(one, path, now if valid else None, test_roots=test_roots),
+                *crl_rules(one, path, newest_crls if valid else {}),
+            )
         ]
         if bound and one.kind not in IDENTITY:
             expected = expected_secondary if index else expected_primary.get(one.kind)

@@ -30,6 +30,8 @@ def claims_from_json(record: Mapping[str, Any]) -> Claims:
             not_after=parse_time(record["not_after"], "The end of the claims"),
             test_root=record["test_root"],
             faults=tuple(map(str, record["faults"])),
+            # Not yet in the records of schema 0001.
+            crls={str(issuer): int(number, 16) for issuer, number in record.get("crls", {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError):
         raise MalformedEvidence("The claims on record are not whole.") from None

@@ -237,6 +237,7 @@ class SnpPki:
         issued: datetime | None = None,
         days: int = 30,
         by: str = "ark",
+        number: int = 1,
     ) -> bytes:
         """A revocation list in DER.
 
@@ -245,11 +246,12 @@ class SnpPki:
             issued: when it begins; an hour before this PKI was made, if None.
             days: how long it holds.
             by: whose list it is; AMD's are those of the ARK.
+            number: of the list.
         """
         begin = issued or self.now - timedelta(hours=1)
         listed = [self.certificates[name] for name in revoked]
         return revocation_list(
-            self.certificates[by], self.issuer_keys[by], begin, begin + days * _DAY, listed
+            self.certificates[by], self.issuer_keys[by], begin, begin + days * _DAY, listed, number
         )
 
     def table(self, *names: str) -> bytes:

@@ -126,6 +126,7 @@ def revocation_list(
     begin: datetime,
     end: datetime,
     revoked: Iterable[x509.Certificate],
+    number: int = 1,
 ) -> bytes:
     """A revocation list in DER."""
     builder = (
@@ -133,7 +134,7 @@ def revocation_list(
         .issuer_name(issuer.subject)
         .last_update(begin)
         .next_update(end)
-        .add_extension(x509.CRLNumber(1), False)
+        .add_extension(x509.CRLNumber(number), False)
     )
     for one in revoked:
         builder = builder.add_revoked_certificate(

@@ -198,6 +198,7 @@ class IntelPki:
         qe_status: str = "UpToDate",
         issued: datetime | None = None,
         crl_issued: datetime | None = None,
+        crl_number: int | None = 1,
         days: int = 30,
         revoked: Collection[str] = (),
         fmspc: bytes | None = None,
@@ -213,6 +214,7 @@ class IntelPki:
             qe_status: of the quoting enclave's level.
             issued: when TCB info and QE identity begin; an hour before this PKI was made, if None.
             crl_issued: when the CRLs begin; as ``issued``, if None.
+            crl_number: of both CRLs; with None, they have none.
             days: how long they hold.
             revoked: which of pck, ca and tcb are on the CRL of their issuer.
             fmspc: that the TCB info is about; the platform's, if None.
@@ -232,8 +234,10 @@ class IntelPki:
         ends = listed + days * _DAY
         members = {
             "pck_crl_issuer_chain": pem(held["ca"], held["root"]),
-            "root_ca_crl": crl(held["root"], keys["root"], listed, ends, gone.values()).hex(),
-            "pck_crl": crl(held["ca"], keys["ca"], listed, ends, gone_pck).hex(),
+            "root_ca_crl": crl(
+                held["root"], keys["root"], listed, ends, gone.values(), crl_number
+            ).hex(),
+            "pck_crl": crl(held["ca"], keys["ca"], listed, ends, gone_pck, crl_number).hex(),
             "tcb_info_issuer_chain": signers,
             "tcb_info": tcb_info,
             "tcb_info_signature": raw_signature(keys["tcb"], tcb_info.encode()).hex(),

@@ -71,16 +71,18 @@ def crl(
     begin: datetime,
     end: datetime,
     revoked: Iterable[x509.Certificate] = (),
+    number: int | None = 1,
 ) -> bytes:
-    """A revocation list, DER."""
+    """A revocation list, DER; with None, one that has no number."""
     builder = (
         x509.CertificateRevocationListBuilder()
         .issuer_name(issuer.subject)
         .last_update(begin)
         .next_update(end)
-        .add_extension(x509.CRLNumber(1), False)
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), False)
     )
+    if number is not None:
+        builder = builder.add_extension(x509.CRLNumber(number), False)
     for one in revoked:
         builder = builder.add_revoked_certificate(
             x509.RevokedCertificateBuilder()

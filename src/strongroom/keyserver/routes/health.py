@@ -31,7 +31,7 @@ async def readyz(request: Request) -> Health:
     here = services(request)
     if here.draining:
         raise HttpError(503, "stopping", "The server is about to stop.", retry_after=2)
-    await run_sync(here.store.check)
+    await here.check()
     return Health(status="ok")
 
 

@@ -14,7 +14,7 @@ from strongroom.errors import InvalidPolicy, NotFound, UsageError
 from strongroom.format.encoding import b64url, canonical_json
 from strongroom.keyserver.store.core import Core
 from strongroom.keyserver.store.records import Actor, PolicyRecord, Snapshot
-from strongroom.keyserver.store.state import State, state_changed, verify_state
+from strongroom.keyserver.store.state import State, read_crls, state_changed, verify_state
 from strongroom.keyserver.store.tables import approvals, micros, moment, nodes, policies, store
 from strongroom.release.approvals import overlapping, verify_approval, verify_approvals
 from strongroom.release.policy import Policy
@@ -222,6 +222,7 @@ class PolicyRegister(Core):
             policies=tuple(one for one in found if not one.shadow),
             shadows=tuple(one for one in found if one.shadow),
             evicted=frozenset(evicted.scalars()),
+            newest_crls=read_crls(connection),
         )
 
     def _records(self, where: Any) -> list[PolicyRecord]:

@@ -136,19 +136,21 @@ class TokenRecord:
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """All that a decision needs and that administrators change.
+    """All that a decision needs and that seldom changes, by administrators nearly always.
 
     Attributes:
         revision: counts their changes; a release is committed at the revision it was decided at.
         policies: in force.
         shadows: in force, evaluated and recorded only.
         evicted: platforms.
+        newest_crls: issuer → number of the newest of its revocation lists that was seen.
     """
 
     revision: int
     policies: tuple[Policy, ...]
     shadows: tuple[Policy, ...]
     evicted: frozenset[str]
+    newest_crls: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

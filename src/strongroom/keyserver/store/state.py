@@ -1,8 +1,8 @@
 """What administrators have made of the store, as one digest that the server signs.
 
-Keys are bound to their records by how they are wrapped. Policies, evictions, which version is current,
-and a record put back as it once was are not: so every change signs all of it, together with the number
-of its audit record. Somebody who can write to the database can put back an old state only with an old
+Keys are bound to their records by how they are wrapped. Policies, evictions, the newest revocation
+lists, which version is current, and a record put back as it once was are not: so every change signs all
+of it, together with the number of its audit record. Somebody who can write to the database can put back an old state only with an old
 audit trail, which the anchor shows.
 """
 
@@ -20,9 +20,9 @@ from sqlalchemy import Connection, select, update
 
 from strongroom.errors import HeaderTampered
 from strongroom.format.encoding import canonical_json
-from strongroom.keyserver.store.tables import audit, keys, nodes, policies, store
+from strongroom.keyserver.store.tables import audit, crls, keys, nodes, policies, store
 
-__all__ = ["State", "sign_state", "state_changed", "verify_state"]
+__all__ = ["State", "read_crls", "sign_state", "state_changed", "verify_state"]
 
 _DOMAIN: Final = b"strongroom/v1/state\x00"
 
@@ -48,6 +48,11 @@ class State:
     keys: Mapping[tuple[str, int], tuple[bytes, str, int, bool]]
 
 
+def read_crls(connection: Connection) -> dict[str, int]:
+    """Issuer → number of the newest of its revocation lists that was seen."""
+    return {one.issuer: int(one.number, 16) for one in connection.execute(select(crls))}
+
+
 def _read(connection: Connection) -> tuple[bytes, Mapping[tuple[str, int], Any]]:
     """The digest of the state as it is, and the keys in it."""
     query = select(
@@ -63,11 +68,16 @@ def _read(connection: Connection) -> tuple[bytes, Mapping[tuple[str, int], Any]]
         )
     )
     evicted = connection.execute(select(nodes.c.platform).where(nodes.c.evicted.is_(True)))
+    newest_crls = read_crls(connection)
     # Sorted here: databases sort text in orders of their own.
     content = {
         "keys": [[*name, bundle.hex(), *rest] for name, (bundle, *rest) in sorted(found.items())],
         "policies": sorted(list(row) for row in in_force),
         "evicted": sorted(evicted.scalars()),
+        # As it was before there were any, where there are none.
+        **(
+            {"crls": {one: f"{number:x}" for one, number in newest_crls.items()}} if newest_crls else {}
+        ),
     }
     # As canonical JSON, without its check of every value: 10,000 keys take 50 ms and not 150.
     text = json.dumps(content, sort_keys=True, ensure_ascii=False, separators=(",", ":"))

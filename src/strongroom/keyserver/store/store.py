@@ -6,6 +6,7 @@ from typing import Any
 
 from strongroom.keyserver.store.audit_log import latest, read_records
 from strongroom.keyserver.store.core import check_kek
+from strongroom.keyserver.store.crls import CrlRegister
 from strongroom.keyserver.store.maintenance import Maintenance
 from strongroom.keyserver.store.nodes import NodeRegister
 from strongroom.keyserver.store.renewals import Renewals
@@ -16,7 +17,7 @@ __all__ = ["Store"]
 _MAX_RECORDS = 1000
 
 
-class Store(Renewals, NodeRegister, TokenRegister, Maintenance):
+class Store(Renewals, NodeRegister, CrlRegister, TokenRegister, Maintenance):
     """Keys, policies, leases, tokens and their audit trail, in one database; safe for threads and replicas.
 
     :meth:`create` makes one, the constructor opens it; see :class:`.Core` for their arguments.

@@ -23,6 +23,7 @@ __all__ = [
     "approvals",
     "audit",
     "challenges",
+    "crls",
     "keys",
     "leases",
     "metadata",
@@ -147,6 +148,13 @@ nodes: Final = Table(
     Column("reason", Text),
     Column("first_seen", BigInteger),
     Column("last_seen", BigInteger),
+)
+
+crls: Final = Table(
+    "crls",
+    metadata,
+    Column("issuer", String(300), primary_key=True),
+    Column("number", String(40), nullable=False),  # hexadecimal: it has up to 160 bits
 )
 
 tokens: Final = Table(
