@@ -6,6 +6,8 @@ SHELL := /bin/bash
 
 VENV := .venv
 CORE := .venv-core
+RAY := .venv-ray
+KSERVE := .venv-kserve
 BIN := $(VENV)/bin
 # Any Python from 3.11 on; `make PYTHON=python3.13 …` chooses another.
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
@@ -20,7 +22,7 @@ PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist lo
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help venv system lint test test-core demo bench soak soak-serve docs fuzz clean
+.PHONY: help venv system lint test test-core test-integrations demo bench soak soak-serve docs fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -54,11 +56,15 @@ lint: venv ## format, style, types, layers
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: lint system ## linters, then all tests with their coverage
+test: lint system test-integrations ## linters, then all tests with their coverage
 	$(PYTEST) --cov --cov-report=term
 
 test-core: $(CORE)/.complete ## the core with `cryptography` and nothing else installed
 	$(CORE)/bin/python -m pytest tests/unit tests/vectors tests/robustness tests/core
+
+test-integrations: $(RAY)/.complete $(KSERVE)/.complete ## a real Ray Serve and KServe's server, each in an environment of its own
+	$(RAY)/bin/python -m pytest tests/integrations/test_ray.py
+	$(KSERVE)/bin/python -m pytest tests/integrations/test_kserve*.py
 
 demo: $(VENV)/.demo ## train, seal, load, predict, tamper; release a key to a machine that attests, or not
 	$(BIN)/python examples/digits.py
@@ -88,7 +94,7 @@ fuzz: venv ## the parsers under atheris, a minute each
 	for target in fuzz/fuzz_*.py; do $(BIN)/python $$target -max_total_time=60 -verbosity=0 || exit 1; done
 
 clean: ## remove everything that make has made
-	rm -rf $(VENV) $(CORE) .demo .bench site .coverage .coverage.* htmlcov dist \
+	rm -rf $(VENV) $(CORE) $(RAY) $(KSERVE) .demo .bench site .coverage .coverage.* htmlcov dist \
 		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -126,6 +132,12 @@ endef
 $(CORE)/.complete: pyproject.toml
 	$(call new-venv,$(CORE))
 	$(CORE)/bin/pip install --quiet --editable . --group core
+	@touch $@
+
+# Neither of them beside the frameworks: KServe asks for an older protobuf.
+$(RAY)/.complete $(KSERVE)/.complete: .venv-%/.complete: pyproject.toml
+	$(call new-venv,.venv-$*)
+	.venv-$*/bin/pip install --quiet --editable '.[cli,onnx,$*]' --group core 'onnx>=1.17' 'psutil>=5.9'
 	@touch $@
 
 define new-venv
