@@ -64,7 +64,7 @@ test-core: $(CORE)/.complete ## the core with `cryptography` and nothing else in
 
 test-integrations: $(RAY)/.complete $(KSERVE)/.complete ## a real Ray Serve and KServe's server, each in an environment of its own
 	$(RAY)/bin/python -m pytest tests/integrations/test_ray.py
-	$(KSERVE)/bin/python -m pytest tests/integrations/test_kserve*.py
+	$(KSERVE)/bin/python -m pytest tests/integrations/test_kserve.py tests/integrations/test_kserve_manifests.py
 
 demo: $(VENV)/.demo ## train, seal, load, predict, tamper; release a key to a machine that attests, or not
 	$(BIN)/python examples/digits.py
