@@ -13,7 +13,7 @@ import grpc
 import numpy as np
 import orjson
 import pytest
-from tfs_models import grpc_server, until
+from tfs_models import grpc_server, serving, until
 
 import strongroom
 from strongroom.serving.backend import BackendOptions
@@ -177,11 +177,13 @@ def run(script, *args, input=None):
 
 
 @pytest.mark.slow
-def test_the_real_client(engine, address):
+def test_the_real_client(tmp_path):
     pytest.importorskip("tensorflow_serving")
-    path = engine.config("m").path
-    dtypes = [name[5:] for name in engine.describe("m").signatures if name.startswith("echo_")]
-    found = json.loads(run(CLIENT, address, ",".join(dtypes), path).splitlines()[-1])
+    # An engine of its own: it gets another configuration.
+    with serving(tmp_path) as engine, grpc_server(handlers(engine, reload=True)) as address:
+        path = engine.config("m").path
+        dtypes = [name[5:] for name in engine.describe("m").signatures if name.startswith("echo_")]
+        found = json.loads(run(CLIENT, address, ",".join(dtypes), path).splitlines()[-1])
     assert found == {
         "half": [[2.5, 3.0, 4.5], 1],
         "repeated": [4.5, 4.5, 4.5],

@@ -16,6 +16,9 @@ __all__ = ["examples_of", "to_inputs"]
 
 Array = np.ndarray[Any, Any]
 
+_INPUTS: Final = "inputs"
+"""Of signatures that classify or regress."""
+
 _KINDS: Final = {
     "bytes_list": "strings",
     "float_list": "floats",
@@ -56,7 +59,7 @@ def to_inputs(examples: Sequence[Any], signature: Signature) -> dict[str, Array]
         RequestError: INVALID_ARGUMENT: a feature is missing, or has another type or size than the input.
     """
     specs = signature.inputs
-    if signature.method in ("classify", "regress") and _takes_examples(specs.values()):
+    if _takes_examples(signature):
         (name,) = specs
         array = np.empty(len(examples), object)
         array[:] = [one.SerializeToString() for one in examples]
@@ -64,9 +67,15 @@ def to_inputs(examples: Sequence[Any], signature: Signature) -> dict[str, Array]
     return {name: _column(spec, examples) for name, spec in specs.items()}
 
 
-def _takes_examples(specs: Any) -> bool:
-    specs = tuple(specs)
-    return len(specs) == 1 and specs[0].dtype == BYTES and len(specs[0].shape or (0,)) == 1
+def _takes_examples(signature: Signature) -> bool:
+    """Its only input is a list of strings, and it is to classify or regress, or the name says so.
+
+    What version 2 of TensorFlow saves is all to predict.
+    """
+    specs = tuple(signature.inputs.values())
+    if len(specs) != 1 or specs[0].dtype != BYTES or len(specs[0].shape or (0,)) != 1:
+        return False
+    return signature.method in ("classify", "regress") or specs[0].name == _INPUTS
 
 
 def _column(spec: TensorSpec, examples: Sequence[Any]) -> Array:
