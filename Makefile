@@ -15,6 +15,7 @@ PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
 GROUP_NAMES := test lint docs demo bench fuzz
 # llama.cpp is compiled; for any machine, and without what its tests do not need.
 LLAMA_FLAGS := -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/strongroom/__init__.py)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # A file of tests in one process, since what its frameworks compile is made once for a file; no more
 # processes than four, since each of them may come to hold every framework.
@@ -31,7 +32,7 @@ venv: $(VENV)/.complete ## .venv with every framework and all tools; 6 GB
 
 # What the tests run for real, as command → package.
 DEBIAN := strace=strace gcore=gdb g++=g++ postgres=postgresql swtpm=swtpm swtpm_setup=swtpm-tools \
-	tpm2_quote=tpm2-tools softhsm2-util=softhsm2 tss2.h=libtss2-dev
+	tpm2_quote=tpm2-tools softhsm2-util=softhsm2 systemd-analyze=systemd tss2.h=libtss2-dev
 # PostgreSQL's server is not on Debian's PATH.
 FIND_COMMAND := PATH="$$PATH:$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -n 1)" command -v
 
@@ -50,11 +51,13 @@ system: ## what the tests need of Debian: a debugger, PostgreSQL, a software TPM
 		fi; \
 	fi
 
-lint: venv ## format, style, types, layers
+lint: venv ## format, style, types, layers; what deploy/ says
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint --failure-threshold info deploy/Dockerfile
+	$(BIN)/yamllint --strict --config-file deploy/.yamllint.yaml deploy
 
 test: lint system test-integrations ## linters, then all tests with their coverage
 	$(PYTEST) --cov --cov-report=term
@@ -89,6 +92,13 @@ soak: venv system ## a key server killed a hundred times on each database; its i
 
 soak-serve: venv ## a model server under load for half an hour; its model is swapped 200 times before, under full load
 	$(BIN)/python benchmarks/serving_soak.py --minutes 30
+
+# Docker, or what takes its command line: make images ENGINE=podman.
+ENGINE ?= docker
+images: ## container images of the key server, the key cache and the model server
+	for target in keyserver keycache serve; do \
+		$(ENGINE) build --file deploy/Dockerfile --target $$target --tag strongroom-$$target:$(VERSION) . || exit 1; \
+	done
 
 fuzz: venv ## the parsers under atheris, a minute each
 	for target in fuzz/fuzz_*.py; do $(BIN)/python $$target -max_total_time=60 -verbosity=0 || exit 1; done
