@@ -113,3 +113,27 @@ def test_without_a_ca(cli, here):
     (here / "pki" / "ca.pem").write_text("x")
     (here / "pki" / "ca.key").write_text("x")
     assert cli("pki", "server", "pki", "localhost").code == 4
+
+
+def test_a_key_that_is_sealed_before_it_is_written(cli, place, here):
+    assert cli("keygen", "-o", "key.txt").code == 0
+    made = cli("pki", "server", "pki", "localhost", "-k", "key.txt", "--json")
+    assert made.code == 0, made.err
+    files = json.loads(made.out)
+    assert files["key"] == "pki/server.key.sealed"
+    assert mode(here / files["key"]) == 0o600
+    assert not (place / "server.key").exists()
+    opened = cli("unseal", files["key"], "-o", "server.key", "-k", "key.txt")
+    assert opened.code == 0, opened.err
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(files["certificate"], "server.key")
+    # Nothing is replaced, nor sealed for anybody, unless asked.
+    before = (here / files["key"]).read_bytes()
+    again = cli("pki", "server", "pki", "localhost", "-r", "https://keys.example/server-tls")
+    assert again.code == 2 and "exists" in again.error()
+    assert (here / files["key"]).read_bytes() == before
+    both = cli(
+        "pki", "server", "pki", "localhost", "-k", "key.txt", "--ssl-config", "ssl.cfg", "--force"
+    )
+    assert both.code == 2 and "in the clear" in both.error()
+    assert (here / files["key"]).read_bytes() == before

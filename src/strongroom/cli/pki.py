@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,10 +14,25 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
+from strongroom.cli.keyring import sealers
 from strongroom.cli.new_files import write_files
 from strongroom.cli.terminal import note, plain, print_json, report
-from strongroom.cli.verb import Group, Json, Quiet, flag, utf8, verb
-from strongroom.errors import NotAuthentic, UsageError, os_errors
+from strongroom.cli.verb import (
+    Group,
+    Json,
+    Key,
+    Quiet,
+    RecipientFile,
+    RecipientOption,
+    flag,
+    utf8,
+    verb,
+)
+from strongroom.errors import AlreadyExists, NotAuthentic, UsageError, os_errors
+from strongroom.format.limits import DEFAULT_SEGMENT
+from strongroom.format.paths import SEALED_SUFFIX
+from strongroom.keys import Recipient
+from strongroom.model.writer import SealingKeys, build_meta, write_sealed
 from strongroom.pki.certificates import CA_DAYS, CERTIFICATE_DAYS, end_of, issue, new_ca
 from strongroom.pki.inspection import Inspected, inspect_certificates
 from strongroom.pki.ssl_config import ssl_config
@@ -34,6 +50,7 @@ class _Pki(Group):
     examples = """
 strongroom pki init pki
 strongroom pki server pki serving.example.org 10.0.0.7
+strongroom pki server pki serving.example.org -r https://keys.example/serving-tls
 strongroom pki client pki loader
 strongroom pki inspect pki/server.pem
 """
@@ -156,6 +173,9 @@ def server(
     ],
     output: _Prefix = None,
     days: _Days = CERTIFICATE_DAYS,
+    key_file: Key = None,
+    recipient: RecipientOption = None,
+    recipients_file: RecipientFile = None,
     ssl_config_file: Annotated[
         str | None,
         typer.Option(
@@ -172,17 +192,57 @@ def server(
     """Make the certificate of a server.
 
     The files are DIR/server.pem, .key (0600) and .chain.pem, which has the CA's certificate too. It ends
-    with the CA at the latest.
+    with the CA at the latest. With -k, -r or -R the key is sealed before it is written: it is
+    DIR/server.key.sealed, which strongroom's model server opens in memory.
     """
     ca, ca_key = _authority(place)
     certificate, key = issue(ca, ca_key, hosts[0], hosts, _now(), days=days)
     files = _files(place, output, "server")
+    if key_file or recipient or recipients_file:
+        if ssl_config_file is not None:
+            raise UsageError(
+                "An ssl.cfg holds the key in the clear: TensorFlow Serving reads nothing that is sealed.",
+                hint="Leave out --ssl-config; strongroom serve takes the certificate and the sealed key.",
+            )
+        wrapped_for = sealers(key_file, recipient, recipients_file, environment=False)
+        files["key"] += SEALED_SUFFIX
+        for path in files.values():
+            if not force and os.path.lexists(path):
+                # Before a key server is given a key that nobody needs.
+                raise AlreadyExists(f"{path} exists.", hint=_HINT)
+        key = _sealed(key, os.path.basename(files["key"]).removesuffix(SEALED_SUFFIX), wrapped_for)
     contents = _contents(files, certificate, key, ca)
     if ssl_config_file is not None:
         files["ssl_config"] = ssl_config_file
         contents[ssl_config_file] = (ssl_config(key, certificate, ca), 0o600)
     write_files(contents, force=force, hint=_HINT)
     _told(files, certificate, json, quiet)
+
+
+class _Memory:
+    """Where a sealed file goes that is written with others."""
+
+    def __init__(self) -> None:
+        self.content = bytearray()
+
+    def write(self, data: memoryview | bytes) -> None:
+        self.content += data
+
+    def commit(self) -> None:
+        pass
+
+    def abort(self) -> None:
+        pass
+
+
+def _sealed(key: bytes, name: str, wrapped_for: Sequence[Recipient]) -> bytes:
+    keys, output = SealingKeys(wrapped_for), _Memory()
+    try:
+        area = keys.area(name, DEFAULT_SEGMENT, build_meta(None, None, None))
+        write_sealed(keys, area, name, DEFAULT_SEGMENT, output, key)
+    finally:
+        keys.keys.wipe()
+    return bytes(output.content)
 
 
 def client(

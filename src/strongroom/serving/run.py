@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+import time
+from typing import Final
 
 from strongroom.crypto.secret import keep_out_of_core_dumps
+from strongroom.errors import ServerUnavailable
 from strongroom.serving.repository import Load
-from strongroom.serving.settings import Settings
+from strongroom.serving.settings import Settings, Tls
 from strongroom.serving.tls import Certificates, only_tls_1_3
-from strongroom.web.logs import configure_logging
+from strongroom.web.logs import configure_logging, describe, log
 from strongroom.web.sockets import allow_many_descriptors, bind
 
 __all__ = ["run"]
+
+
+_LAST_PAUSE: Final = 60.0
 
 
 def run(settings: Settings, load: Load) -> None:
@@ -30,7 +36,7 @@ def run(settings: Settings, load: Load) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     keep_out_of_core_dumps()
     allow_many_descriptors()
-    certificates = None if settings.tls is None else Certificates(settings.tls)
+    certificates = None if settings.tls is None else _certificates(settings.tls)
     if certificates is not None:
         only_tls_1_3()
     # Its own log is no JSON, and says nothing that this one does not.
@@ -43,3 +49,15 @@ def run(settings: Settings, load: Load) -> None:
     finally:
         for one in sockets:
             one.close()
+
+
+def _certificates(tls: Tls) -> Certificates:
+    """What both ports need; as long as the key server is away, there is nothing to listen with."""
+    pause = 1.0
+    while True:
+        try:
+            return Certificates(tls)
+        except ServerUnavailable as error:
+            log.warning("certificate not read; tried again", seconds=pause, **describe(error))
+        time.sleep(pause)
+        pause = min(_LAST_PAUSE, 2 * pause)

@@ -17,9 +17,10 @@ import uvicorn
 from strongroom.errors import StrongroomError
 from strongroom.serving.access_log import AccessLog
 from strongroom.serving.clients import Access
+from strongroom.serving.connections import protocol_class
 from strongroom.serving.engine import Engine
 from strongroom.serving.grpc_server import GrpcServer
-from strongroom.serving.http import Front, protocol_class
+from strongroom.serving.http import Front
 from strongroom.serving.metrics import Metrics
 from strongroom.serving.repository import Load
 from strongroom.serving.settings import Settings
@@ -93,6 +94,7 @@ class _Server(uvicorn.Server):
         self._sockets = sockets
         self._drain_until: float | None = None
         self._reload = False
+        self._renewal: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
@@ -135,8 +137,8 @@ class _Server(uvicorn.Server):
         self._access_log.flush()
         if self._drain_until is not None and time.monotonic() >= self._drain_until:
             self.should_exit = True
-        if self._reload or counter % _LOOK_EVERY == 0:
-            self._renew()
+        if (self._reload or counter % _LOOK_EVERY == 0) and self._renewal is None:
+            self._renewal = asyncio.create_task(self._renew())
         return await super().on_tick(counter)
 
     def _drain(self) -> None:
@@ -144,7 +146,13 @@ class _Server(uvicorn.Server):
         self._front.draining = True
         self._grpc.drain()
 
-    def _renew(self) -> None:
+    async def _renew(self) -> None:
+        try:
+            await self._read_certificates()
+        finally:
+            self._renewal = None
+
+    async def _read_certificates(self) -> None:
         asked, self._reload = self._reload, False
         tls = self._certificates
         if tls is None:
@@ -152,7 +160,7 @@ class _Server(uvicorn.Server):
         clients = tls.clients
         try:
             if asked or tls.changed():
-                tls.reload()
+                await asyncio.to_thread(tls.reload)  # which may ask a key server
                 log.info("certificate read")
         except StrongroomError as error:
             log.error("certificate not read; the one before stays", **describe(error))
@@ -235,7 +243,7 @@ def serve(
     config = uvicorn.Config(
         front,
         loop="uvloop",
-        http=protocol_class(listen, limits, metrics),
+        http=protocol_class(front, listen, limits, metrics),
         ws="none",
         lifespan="off",
         interface="asgi3",

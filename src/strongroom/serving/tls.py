@@ -12,9 +12,10 @@ from __future__ import annotations
 import contextlib
 import os
 import ssl
+import time
 from typing import Any, Final
 
-from strongroom.errors import InvalidKey
+from strongroom.errors import AccessError, InvalidKey, Unavailable
 from strongroom.serving.settings import Tls
 from strongroom.serving.tls_files import Material, read, stamp
 from strongroom.web.contexts import NewestContext
@@ -23,6 +24,8 @@ __all__ = ["Certificates", "only_tls_1_3"]
 
 _CIPHERS: Final = "GRPC_SSL_CIPHER_SUITES"
 _NO_TLS_1_2: Final = "ECDHE-PSK-AES128-CBC-SHA"
+_FIRST_RETRY: Final = 1.0
+_LAST_RETRY: Final = 60.0
 _PIPE: Final = 60 << 10
 """Bytes that a pipe holds until somebody reads."""
 
@@ -50,6 +53,8 @@ class Certificates:
     def __init__(self, tls: Tls) -> None:
         self._tls = tls
         self._seen: tuple[Any, ...] = ()
+        self._tries = 0
+        self._again: float | None = None
         self._material: Material | None = None
         self._given: Material | None = None
         self.clients = 0
@@ -57,21 +62,32 @@ class Certificates:
         self.reload()
 
     def changed(self) -> bool:
-        """The files are not those that were read last.
+        """The files are not those that were read last, or it is time to try those once more.
 
         Raises:
             StrongroomError: one cannot be looked at.
         """
+        if self._again is not None and time.monotonic() >= self._again:
+            return True
         return stamp(self._tls) != self._seen
 
     def reload(self) -> None:
-        """Read the files again. Where one cannot be used, everything stays as it was.
+        """Read the files again; it may take as long as a key server does. Where one cannot be used,
+        everything stays as it was.
 
         Raises:
-            StrongroomError: it cannot; says which.
+            StrongroomError: it cannot; says which. Where a key server was away, or refused the key,
+                :meth:`changed` says so again after a while.
         """
-        self._seen = stamp(self._tls)
-        found, before = read(self._tls), self._material
+        self._seen, self._again = stamp(self._tls), None
+        try:
+            found, before = read(self._tls), self._material
+        except (Unavailable, AccessError):
+            self._tries += 1
+            pause = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(self._tries, 10))
+            self._again = time.monotonic() + pause
+            raise
+        self._tries = 0
         if before is not None and (before.client_ca is None) != (found.client_ca is None):
             raise InvalidKey(
                 "Whether clients show certificates does not change while the server runs.",

@@ -19,10 +19,13 @@ from google.protobuf import (  # type: ignore[import-untyped]
     text_format,
 )
 
-from strongroom.errors import InvalidKey, os_errors
-from strongroom.format.header import MAGIC
+from strongroom.crypto.secret import SecretBytes
+from strongroom.errors import InvalidKey, NoKey, NoMatchingRecipient, os_errors
+from strongroom.format.header import MAGIC, Header
+from strongroom.keys import Identity
 from strongroom.model.reader import open_model
 from strongroom.providers import sources
+from strongroom.providers.keyserver.source import ALG, KeyOfHeader
 from strongroom.serving.settings import Tls
 
 __all__ = ["Material", "read", "stamp"]
@@ -88,8 +91,23 @@ def _content(path: str, tls: Tls) -> bytes:
         raise InvalidKey(f"{path} has more than {_MAX_FILE >> 20} MiB.")
     if not content.startswith(MAGIC):
         return content
-    with open_model(path, lambda: sources.identities(tls.open_with)) as sealed:
+    with open_model(path, lambda: _identities(tls.open_with)) as sealed:
         return sealed.read()
+
+
+class _KeyServer:
+    """The key server that the file names, where it names one."""
+
+    def unwrap(self, header: Header) -> SecretBytes:
+        if not any(one["alg"] == ALG for one in header.recipients):
+            raise NoMatchingRecipient("It is in no key server.")
+        return KeyOfHeader(NoKey("It is in no key server.")).unwrap(header)
+
+
+def _identities(source: str | None) -> list[Identity]:
+    found = sources.identities(source)
+    # What is said to open models need not be what opens this.
+    return found if source is None else [*found, _KeyServer()]
 
 
 @cache

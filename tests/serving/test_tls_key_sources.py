@@ -1,0 +1,272 @@
+"""A TLS key whose own key is in a key server: a real one, which a machine under a test root asks."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from front_process import Pki, Server
+from test_front_tls import grpc_answers, rest_answers, shown
+
+from strongroom.errors import NoMatchingRecipient, UsageError
+from strongroom.serving.settings import Tls
+from strongroom.serving.tls import Certificates
+from strongroom.serving.tls_files import read
+
+pytest.importorskip("fastapi", reason="a key server needs the extra [keyserver]")
+
+PROGRAM = Path(sys.executable).with_name("strongroom")
+MR_TD, RTMR = "17" * 48, "2a" * 48
+POLICY = {
+    "id": "tls",
+    "version": 1,
+    "keys": ["server-tls"],
+    "test_roots": True,
+    "any": [{"kind": "tdx", "mr_td": [MR_TD], "rtmr": {"2": [RTMR]}, "tcb": {"status": ["UpToDate"]}}],
+}
+
+
+def strongroom(*words, **environment):
+    """Run the program; what it says."""
+    done = subprocess.run(
+        [PROGRAM, *map(str, words)],
+        capture_output=True,
+        env={**os.environ, **environment},
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return done.stdout
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class KeyServer:
+    """A key server, and the profile of a machine that it knows: evidence of TDX under a test root."""
+
+    def __init__(self, place: Path) -> None:
+        node = [sys.executable, "-m", "strongroom.testing.synthetic_node", str(place / "node")]
+        subprocess.run([*node, "--init"], check=True, capture_output=True, timeout=60)
+        self.port = free_port()
+        self.url = f"https://localhost:{self.port}"
+        root = place / "node"
+        made = strongroom(
+            *("keyserver", "init", place / "keys", "--url", self.url, "--json"),
+            *("--kek-key-file", place / "keys.kek", "--insecure-test-roots", root),
+        )
+        self.config = Path(json.loads(made)["config"])
+        text = self.config.read_text()
+        self.config.write_text(text.replace("[listen]\n", "[listen]\ndrain_seconds = 0.0\n"))
+        profile = json.loads(Path(json.loads(made)["profile"]).read_text())
+        self.owner = place / "owner.json"
+        token = place / "owner.token"
+        shutil.copy(json.loads(made)["token_file"], token)
+        token.chmod(0o600)
+        self.owner.write_text(json.dumps({**profile, "token_file": str(token)}))
+        self.machine = place / "machine.json"
+        collector = f"exec:{shlex.join([*node, '--mr-td', MR_TD, '--rtmr2', RTMR])}"
+        self.machine.write_text(json.dumps({**profile, "attester": collector}))
+        self.log = place / "keys.log"
+        self.process = None
+
+    def start(self):
+        with self.log.open("ab") as log:
+            self.process = subprocess.Popen(
+                [PROGRAM, "keyserver", "run", "-c", self.config], stdout=log, stderr=log
+            )
+        end = time.monotonic() + 60
+        while True:
+            assert self.process.poll() is None, self.log.read_text()
+            try:
+                socket.create_connection(("localhost", self.port), 1).close()
+                return
+            except OSError:
+                assert time.monotonic() < end, self.log.read_text()
+                time.sleep(0.05)
+
+    def stop(self):
+        if self.process is not None:
+            self.process.terminate()
+            try:
+                self.process.wait(60)
+            finally:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+
+
+@pytest.fixture(scope="module")
+def keys(tmp_path_factory):
+    place = tmp_path_factory.mktemp("keyserver")
+    server = KeyServer(place)
+    try:
+        server.start()
+        (place / "policy.json").write_text(json.dumps(POLICY))
+        strongroom("policy", "put", place / "policy.json", STRONGROOM_KEYSERVER=str(server.owner))
+        yield server
+    finally:
+        server.stop()
+
+
+class Ca(Pki):
+    """A CA made by the program; certificates whose keys are sealed before they are written."""
+
+    def __init__(self, place: Path, keys: KeyServer) -> None:
+        self.place, self.keys = place, keys
+        strongroom("pki", "init", place / "pki")
+        self.ca_file = place / "pki" / "ca.pem"
+        self.ca = self.ca_file.read_bytes()
+
+    def server(self, *more):
+        owner = str(self.keys.owner)
+        said = strongroom(
+            *("pki", "server", self.place / "pki", "localhost", "127.0.0.1", "--json"),
+            *("-r", f"{self.keys.url}/server-tls", *more),
+            STRONGROOM_KEYSERVER=owner,
+        )
+        # The policy has the current version released, and no other.
+        strongroom("keys", "rotate", "server-tls", STRONGROOM_KEYSERVER=owner)
+        return {name: json.loads(said)[name] for name in ("certificate", "key")}
+
+
+@pytest.fixture
+def ca(tmp_path, keys, monkeypatch):
+    # Of the machine that serves: it has no token.
+    monkeypatch.setenv("STRONGROOM_KEYSERVER", str(keys.machine))
+    for name in ("STRONGROOM_KEY", "STRONGROOM_KEY_FILE", "STRONGROOM_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
+    return Ca(tmp_path, keys)
+
+
+def test_a_key_from_the_key_server_and_another_after_it(start, ca, tmp_path):
+    tls = ca.server()
+    assert sorted(one.name for one in (tmp_path / "pki").iterdir()) == [
+        *("ca.key", "ca.pem", "server.chain.pem", "server.key.sealed", "server.pem")
+    ]
+    server = start(tls=tls)
+    assert rest_answers(server, ca) is None
+    assert grpc_answers(server, ca) is None
+    before = shown(server.rest)[1]
+    ca.server("--force")
+    server.until(lambda: server.lines("certificate read"), 60)
+    after = shown(server.rest)[1]
+    assert after != before
+    assert shown(server.grpc)[1] == after
+    assert rest_answers(server, ca) is None
+    # The only key in the clear is that of the CA.
+    ca_key = tmp_path / "pki" / "ca.key"
+    files = [*tmp_path.rglob("*"), *Path(f"/proc/{server.process.pid}/fd").iterdir()]
+    in_clear = [one for one in files if one.is_file() and b"PRIVATE KEY" in one.read_bytes()]
+    assert in_clear == [ca_key]
+    assert "PRIVATE KEY" not in server.text()
+
+
+def test_models_may_have_another_key(ca, tmp_path):
+    strongroom("keygen", "-o", tmp_path / "models.txt")
+    found = read(Tls(**ca.server(), open_with=str(tmp_path / "models.txt")))
+    assert found.key.startswith(b"-----BEGIN")
+    # What is sealed for neither says for whom it is.
+    strongroom("keygen", "-o", tmp_path / "other.txt")
+    strongroom(
+        *("pki", "server", tmp_path / "pki", "localhost", "-o", tmp_path / "pki" / "plain"),
+        *("-k", tmp_path / "other.txt"),
+    )
+    tls = {
+        "certificate": str(tmp_path / "pki" / "plain.pem"),
+        "key": str(tmp_path / "pki" / "plain.key.sealed"),
+    }
+    with pytest.raises(NoMatchingRecipient, match="it is sealed for: A256KW"):
+        read(Tls(**tls, open_with=str(tmp_path / "models.txt")))
+    assert read(Tls(**tls, open_with=str(tmp_path / "other.txt"))).key
+
+
+def test_a_key_server_that_is_away(start, ca, keys, tmp_path):
+    tls = ca.server()
+    keys.stop()
+    place = tmp_path / "early"
+    place.mkdir()
+    (place / "m").write_text("0")
+    early = Waiting(place, {"models": [{"name": "m", "path": str(place / "m")}], "tls": tls})
+    try:
+        # At the start there is nothing to listen with: it is asked again until it is there.
+        early.until(lambda: early.lines("certificate not read; tried again"), 60)
+        assert early.process.poll() is None
+        assert not early.line("listening")
+        keys.start()
+        early.until(lambda: early.line("listening") and "AVAILABLE" in early.text(), 90)
+        early.rest, early.grpc = (early.line("listening")[one] for one in ("rest_port", "grpc_port"))
+        assert rest_answers(early, ca) is None
+        before = shown(early.rest)[1]
+        # Later the certificate of before stays, requests are answered, and it is tried again.
+        renewed = ca.server("-o", tmp_path / "renewed")
+        keys.stop()
+        for name, path in renewed.items():
+            Path(path).replace(tls[name])
+        early.until(lambda: early.lines("certificate not read; the one before stays"), 60)
+        assert rest_answers(early, ca) is None
+        assert shown(early.rest)[1] == before
+        keys.start()
+        early.until(lambda: early.lines("certificate read"), 120)
+        assert shown(early.rest)[1] != before
+        assert shown(early.rest)[1] == shown(early.grpc)[1]
+        assert rest_answers(early, ca) is None
+        assert early.stop() == 0
+    finally:
+        early.kill()
+        if keys.process is None:
+            keys.start()
+
+
+class Waiting(Server):
+    """A server that does not listen yet."""
+
+    def __init__(self, place: Path, settings) -> None:
+        import front_process
+
+        self.place, self.log = place, place / "log"
+        with self.log.open("wb") as log:
+            command = [sys.executable, front_process.__file__, json.dumps(settings)]
+            self.process = subprocess.Popen(command, stderr=log, cwd=place)
+
+
+def test_a_machine_that_the_policy_does_not_know(ca, keys, tmp_path, monkeypatch):
+    other = json.loads(keys.machine.read_text())
+    other["attester"] = other["attester"].replace(MR_TD, "18" * 48)
+    (tmp_path / "other.json").write_text(json.dumps(other))
+    tls = ca.server()
+    monkeypatch.setenv("STRONGROOM_KEYSERVER", str(tmp_path / "other.json"))
+    done = subprocess.run(
+        [
+            PROGRAM,
+            "serve",
+            "m=nowhere.sealed",
+            "--tls-cert",
+            tls["certificate"],
+            "--tls-key",
+            tls["key"],
+        ],
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 4, done.stderr
+    assert b"server-tls" in done.stderr
+
+
+@pytest.mark.parametrize("key", ["https://keys.example/server-tls", "unix:/run/keys.sock", "env:KEY"])
+def test_a_url_is_no_key(key):
+    with pytest.raises(UsageError, match="a file, and no URL") as caught:
+        Certificates(Tls("server.pem", key))
+    assert "strongroom seal" in caught.value.hint
