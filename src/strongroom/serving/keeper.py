@@ -18,6 +18,7 @@ from typing import Final
 
 from strongroom.errors import AccessError, StrongroomError, Unavailable
 from strongroom.serving.config import ModelConfig
+from strongroom.serving.memory import trim
 from strongroom.serving.servable import Servable
 from strongroom.serving.states import State, VersionStatus
 from strongroom.serving.status import Code, RequestError, code_of_loading
@@ -274,6 +275,7 @@ class Keeper:
             # Only its words are kept: its frames may hold the contents of the model.
             reason = _reason(config.name, version.number, error)
             failure = code_of_loading(error), reason, isinstance(error, Unavailable | AccessError)
+        trim()
         with self.changed:
             version.busy = False
             if failure is not None:
@@ -325,6 +327,7 @@ class Keeper:
         if version.servable is not None:
             version.servable.close()
             version.servable = None
+            trim()
         with self.changed:
             version.state = State.END
             model.leaving.remove(version)
