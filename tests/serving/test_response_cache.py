@@ -9,6 +9,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
+import grpc
 import ml_dtypes
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from strongroom.serving.batching import Work
 from strongroom.serving.call import Call
 from strongroom.serving.config import Batching, Cache, Limits, ModelConfig
 from strongroom.serving.config_files import read_models
+from strongroom.serving.messages import message
 from strongroom.serving.response_cache import ResponseCache
 from strongroom.serving.servable import Servable
 from strongroom.serving.status import Code, RequestError
@@ -372,6 +374,14 @@ def test_over_both_protocols(start, tmp_path):
     assert [stats["inference_stats"][name]["count"] for name in ("success", "cache_hit")] == [3, 2]
     config = json.loads(server.ask("GET", "/v2/models/open/config")[2])
     assert config["response_cache"] == {"enable": True}
+    with grpc.insecure_channel(f"localhost:{server.grpc}") as channel:
+        ask_config = channel.unary_unary(
+            "/inference.GRPCInferenceService/ModelConfig",
+            request_serializer=message("inference.ModelConfigRequest").SerializeToString,
+            response_deserializer=message("inference.ModelConfigResponse").FromString,
+        )
+        found = ask_config(message("inference.ModelConfigRequest")(name="open"), timeout=20)
+        assert found.config.response_cache.enable
     # A file that is replaced makes another version of what it was made of: nothing is left.
     new = tmp_path / "new"
     new.write_text("0.0")

@@ -112,7 +112,8 @@ class GrpcServer:
         now = {"": ready, **models}
         found = dict.fromkeys(self._said, states.SERVICE_UNKNOWN)
         found |= {name: states.SERVING if one else states.NOT_SERVING for name, one in now.items()}
-        for name, state in found.items():
+        # Who hears that all answer may ask for each: the whole is said last.
+        for name, state in sorted(found.items(), reverse=True):
             if self._said.get(name) != state:  # who watches is told of changes
                 self._health.set(name, state)
         self._said = found

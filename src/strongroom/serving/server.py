@@ -32,6 +32,7 @@ from strongroom.serving.tls import Certificates
 from strongroom.serving.tracing import open_tracing
 from strongroom.serving.v2 import service as v2_service
 from strongroom.serving.v2.rest import V2Rest
+from strongroom.serving.workers import Workers
 from strongroom.web.logs import describe, log
 from strongroom.web.notify import notify
 
@@ -94,6 +95,7 @@ class _Server(uvicorn.Server):
         self._sockets = sockets
         self._drain_until: float | None = None
         self._reload = False
+        self._reader = Workers(1, "certificates")
         self._renewal: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
@@ -160,7 +162,8 @@ class _Server(uvicorn.Server):
         clients = tls.clients
         try:
             if asked or tls.changed():
-                await asyncio.to_thread(tls.reload)  # which may ask a key server
+                # It may ask a key server, for which the end of this one does not wait.
+                await asyncio.wrap_future(self._reader.submit(tls.reload))
                 log.info("certificate read")
         except StrongroomError as error:
             log.error("certificate not read; the one before stays", **describe(error))
