@@ -35,7 +35,7 @@ except ModuleNotFoundError as error:
 finally:
     sys.setdlopenflags(_DLOPEN_FLAGS)
 
-__all__ = ["create_predictor", "jit_load", "load"]
+__all__ = ["create_predictor", "jit_load", "load", "tensors"]
 
 _STATE_SUFFIXES: Final = (".pdparams", ".pdopt")
 _GRAPH_SUFFIXES: Final = (".json", ".pdmodel")
@@ -43,6 +43,9 @@ _PARAMETERS: Final = ".pdiparams"
 _INFO: Final = ".pdiparams.info"
 _PIR: Final = re.compile(rb'\{\s*"base_code"\s*:\s*\{[^}]*"magic"\s*:\s*"pir"', re.IGNORECASE)
 _BUFFER: Final = 1 << 20
+
+Tensor = tuple[str, Any, tuple[int, ...]]
+
 _NO_PICKLE: Final = (b"\0", b"\n", b"{")
 # First bytes of what else paddle.save writes: a tensor (use_binary_format=True), and a Program in both
 # graph formats. No opcode of pickle has these numbers.
@@ -163,6 +166,58 @@ def create_predictor(
                 configure(config)
             # What the module's function of this name does, too.
             return (_PirPredictor if suffix == ".json" else inference.Predictor)(config)
+
+
+def tensors(
+    source: ModelSource, /, *, key: KeySource | None = None, path: str | None = None
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The inputs and outputs of a saved layer, which a predictor does not say of itself before it runs.
+
+    Args:
+        path: as for :func:`create_predictor`.
+
+    Returns:
+        Name, dtype of paddle and shape of each; -1 is a dimension of any size.
+
+    Raises:
+        StrongroomError: the model cannot be opened, is not authentic, or lacks a file.
+    """
+    with opened(source, key) as model:
+        prefix, suffix = _graph(model, path)
+        name = prefix + suffix
+        if suffix != ".json":
+            return _of_legacy(paddle.base.core.ProgramDesc(model.read(name)))
+        program = paddle.static.Program()
+        with _placed(model, [name]) as directory:
+            place = os.path.join(directory, os.path.basename(name))
+            paddle.base.core.deserialize_pir_program(place, program)
+    inputs, outputs = [], []
+    for op in program.global_block().ops:
+        if op.name() in ("pd_op.data", "pd_op.feed"):
+            inputs.append(_tensor(op, op.results()[0]))
+        elif op.name() == "pd_op.fetch":
+            outputs.append(_tensor(op, op.operands()[0].source()))
+    return inputs, outputs
+
+
+def _tensor(op: Any, value: Any) -> Tensor:
+    return op.attrs()["name"], value.dtype, tuple(value.shape)
+
+
+def _of_legacy(program: Any) -> tuple[list[Tensor], list[Tensor]]:
+    block = program.block(0)  # which does not keep the program
+    found: dict[str, list[str]] = {"feed": [], "fetch": []}
+    for index in range(block.op_size()):
+        op = block.op(index)
+        if op.type() in found:
+            names = op.output_arg_names() if op.type() == "feed" else op.input_arg_names()
+            found[op.type()] += names
+
+    def tensor(name: str) -> Tensor:
+        variable = block.find_var(name.encode())
+        return name, variable.dtype(), tuple(variable.shape())
+
+    return [tensor(name) for name in found["feed"]], [tensor(name) for name in found["fetch"]]
 
 
 def _has_parameters(program: Any, suffix: str) -> bool:

@@ -15,6 +15,17 @@ __all__ = ["BACKENDS", "load"]
 BACKENDS: Final = {
     "onnx": "onnx",
     "tensorflow": "tensorflow",
+    "torch": "torch",
+    "torchscript": "torch",
+    "torch.export": "torch",
+    "aotinductor": "torch",
+    "openvino": "openvino",
+    "paddle.jit": "paddle",
+    "paddle.inference": "paddle",
+    "xgboost": "xgboost",
+    "lightgbm": "lightgbm",
+    "sklearn": "sklearn",
+    "joblib": "sklearn",
     "python": "python",
 }
 """Framework, as :mod:`strongroom.loaders.registry` names it, → module of this package."""
@@ -35,7 +46,7 @@ def load(model: SealedModel, name: str | None, options: BackendOptions) -> Loade
     if found not in BACKENDS:
         raise UnknownFramework(
             f"Models of {found} cannot be served.",
-            hint="Those of ONNX can, and any with a class of your own: backend: python.",
+            hint=f"Those of {', '.join(BACKENDS)} can: any other with a class of your own, backend: python.",
         )
     module = importlib.import_module(f"strongroom.serving.backends.{BACKENDS[found]}")
     return cast("Backend", module).load(model, options)
