@@ -51,7 +51,8 @@ class Counts:
     def buckets(self) -> list[tuple[str, float]]:
         """As Prometheus has them: each with all below it."""
         found, sum_ = [], 0
-        for bound, count in zip((*map(str, map(float, self.bounds)), "+Inf"), self._buckets, strict=True):
+        ends = [*(str(float(one)) for one in self.bounds), "+Inf"]
+        for bound, count in zip(ends, self._buckets, strict=True):
             sum_ += count
             found.append((bound, float(sum_)))
         return found
