@@ -1,7 +1,7 @@
 """Attested releases per second of one core, and what a restart of a fleet costs.
 
     python benchmarks/keyserver.py [releases] [--database sqlite|postgresql] [--seconds 15]
-                                   [--concurrency 16] [--rate 120] [--shared]
+                                   [--concurrency 16] [--rate 120] [--shared] [--light]
     python benchmarks/keyserver.py fleet [--machines 2000] [--within 10]
     python benchmarks/keyserver.py cache [--outage 600]
 
@@ -11,9 +11,10 @@ the client verifies and opens, and an audit record that is on the disk before.
 
 ``releases``: the server, its workers and the database have one core, the clients another; ``--shared``
 leaves all cores to all. As fast as they can, sixteen clients wait for one another (16 / releases per
-second, at least); with ``--rate`` so many begin in a second, and times count from when each should. ``fleet``: machines ask once each, at random moments within some seconds, each
-over a connection of its own, at one of two servers with one PostgreSQL; who is refused for load asks
-again after a jittered delay. ``cache``: fifty processes ask the key cache of a machine for one key at the
+second, at least); with ``--rate`` so many begin in a second, and times count from when each should.
+``--light``: clients that leave the cores to the server (``light_client.py``). ``fleet``: machines ask
+once each, at random moments within some seconds, each over a connection of its own, at one of two
+servers with one PostgreSQL; who is refused for load asks again after a jittered delay. ``cache``: fifty processes ask the key cache of a machine for one key at the
 same moment, and must cause one release; then one asks again and again; then the server is away for some
 seconds, while keys are asked for every tenth of a second.
 """
@@ -35,7 +36,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -43,6 +44,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from light_client import LightClient
 
 from strongroom.attest.endorsements import Wanted as WantedEndorsement
 from strongroom.attest.evidence import Evidence
@@ -176,6 +178,26 @@ def release(client: ReleaseClient, expected: SecretBytes) -> None:
         raise SystemExit("a wrong key")
 
 
+@contextmanager
+def client_of(
+    arguments: argparse.Namespace, profile: Profile, attester: Attester, dek: SecretBytes
+) -> Iterator[Callable[[], None]]:
+    """What makes one release."""
+    if not arguments.light:
+        with closing(Transport(profile)) as transport:
+            machine = ReleaseClient(profile, attester, transport=transport)
+            yield lambda: release(machine, dek)
+        return
+    with closing(LightClient(profile, attester)) as light:
+
+        def once() -> None:
+            found = light.release(WantedKey(KeyName(NAME), BUNDLE))
+            if found is not None and found != dek:
+                raise SystemExit("a wrong key")
+
+        yield once
+
+
 def percentile(values: list[float], part: float) -> float:
     return sorted(values)[min(len(values) - 1, int(len(values) * part))]
 
@@ -208,16 +230,15 @@ def client(
     paced = end - arguments.seconds - 1
 
     def ask() -> None:
-        with closing(Transport(profile)) as transport:
-            machine = ReleaseClient(profile, Attester(Machine(pki)), transport=transport)
-            release(machine, dek)  # connects
+        with client_of(arguments, profile, Attester(Machine(pki)), dek) as once:
+            once()  # connects
             while (begin := time.perf_counter()) < end:
                 if arguments.rate:
                     with turns.get_lock():
                         begin = paced + turns.value / arguments.rate
                         turns.value += 1
                     time.sleep(max(0.0, begin - time.perf_counter()))
-                release(machine, dek)
+                once()
                 found.append((begin, time.perf_counter() - begin))
 
     def asking() -> None:
@@ -476,6 +497,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="releases that begin in a second")
     parser.add_argument("--workers", type=int, default=1, help="processes that verify")
     parser.add_argument("--shared", action="store_true", help="all cores for all")
+    parser.add_argument("--light", action="store_true", help="clients that take little time")
     parser.add_argument("--machines", type=int, default=2000)
     parser.add_argument("--within", type=float, default=10)
     parser.add_argument("--outage", type=float, default=10, help="seconds")
