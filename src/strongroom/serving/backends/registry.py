@@ -15,6 +15,8 @@ __all__ = ["BACKENDS", "load"]
 BACKENDS: Final = {
     "onnx": "onnx",
     "tensorflow": "tensorflow",
+    "keras": "keras",
+    "tflite": "tflite",
     "torch": "torch",
     "torchscript": "torch",
     "torch.export": "torch",
