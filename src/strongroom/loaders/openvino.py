@@ -32,7 +32,7 @@ finally:
     if _hidden:
         del sys.modules[_SENDS]
 
-__all__ = ["compile_model", "import_model", "read_model"]
+__all__ = ["compile_model", "import_model", "read_model", "refuse_cache"]
 
 _IR: Final = (".xml",)
 _OTHERS: Final = (".onnx", ".pdmodel", ".tflite", ".pb")
@@ -121,7 +121,7 @@ def compile_model(
     # Without a name 2026.4 does not look at this CACHE_DIR.
     device_name = device_name or "AUTO"
     config = dict(config or {})
-    _refuse_cache(device_name, config)
+    refuse_cache(device_name, config)
     core = core or openvino.Core()
     read = read_model(model, weights, key=key, path=path, core=core)
     return core.compile_model(read, device_name, {**config, "CACHE_DIR": ""})
@@ -153,7 +153,7 @@ def import_model(
         RuntimeError: as OpenVINO raises it.
     """
     config = dict(config or {})
-    _refuse_cache(device_name, config)
+    refuse_cache(device_name, config)
     core = core or openvino.Core()
     with opened(model_stream, key) as model:
         name = pick(model, path, _BLOBS, "OpenVINO blob")
@@ -227,7 +227,12 @@ def _belonging(model: SealedModel, name: str) -> list[str]:
     return [name, *(one for one in below if one != name)]
 
 
-def _refuse_cache(device_name: str, config: Mapping[str, Any]) -> None:
+def refuse_cache(device_name: str, config: Mapping[str, Any]) -> None:
+    """Refuse a configuration that writes the weights to the disk.
+
+    Raises:
+        UsageError: it does.
+    """
     if _asks_for_cache(config):
         raise UsageError(
             "OpenVINO's cache writes the weights of a sealed model to the disk, in clear.",

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from strongroom.errors import AccessError, StrongroomError, Unavailable
+from strongroom.errors import AccessError, MissingExtra, StrongroomError, Unavailable
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.memory import trim
 from strongroom.serving.servable import Servable
@@ -24,7 +24,7 @@ from strongroom.serving.states import State, VersionStatus
 from strongroom.serving.status import Code, RequestError, code_of_loading
 from strongroom.serving.versions import Place, find_versions
 from strongroom.serving.workers import Workers
-from strongroom.web.logs import log
+from strongroom.web.logs import describe, log
 
 __all__ = ["Keeper", "Load", "Model", "Version"]
 
@@ -274,6 +274,7 @@ class Keeper:
         except BaseException as error:  # whatever it is, the status says it, and others go on
             # Only its words are kept: its frames may hold the contents of the model.
             reason = _reason(config.name, version.number, error)
+            _log_failure(config.name, version.number, error)
             failure = code_of_loading(error), reason, isinstance(error, Unavailable | AccessError)
         trim()
         with self.changed:
@@ -341,4 +342,15 @@ class Keeper:
 
 def _reason(name: str, number: int, error: BaseException) -> str:
     said = error.message if isinstance(error, StrongroomError) else type(error).__name__
+    if isinstance(error, MissingExtra):
+        said = f"{said} {error.hint}"
     return f"Version {number} of {name} cannot be loaded: {said}"
+
+
+def _log_failure(name: str, number: int, error: BaseException) -> None:
+    """For who runs the server: what to do, or where it happened. The status is for everybody."""
+    hint = error.hint if isinstance(error, StrongroomError) else None
+    if hint is not None or not isinstance(error, StrongroomError):
+        more = {} if hint is None else {"hint": hint}
+        with suppress(Exception):
+            log.warning("not loaded", model=name, version=number, **describe(error), **more)
