@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -171,6 +173,32 @@ def test_a_file_is_for_its_owner_alone(file_source, tmp_path):
         path.chmod(mode)
         with pytest.raises(InvalidKey, match="read by others"):
             open_kek(file_source[0], secret("p"))
+
+
+def test_a_secret_of_root_may_be_for_the_group_of_the_server(file_source, tmp_path, monkeypatch):
+    create_kek(file_source[0], secret("p"))
+    path, fstat = tmp_path / "root.json", os.fstat
+
+    def owned_by(owner, descriptor):
+        found = list(fstat(descriptor))
+        found[stat.ST_UID] = owner
+        return os.stat_result(found)
+
+    for owner, user, mode, fits in (
+        *((0, 65532, mode, True) for mode in (0o400, 0o440, 0o640)),
+        *((0, 65532, mode, False) for mode in (0o444, 0o460, 0o450, 0o644)),
+        # Whose own group may have others in it, or who is root and needs no group.
+        (65532, 65532, 0o440, False),
+        (0, 0, 0o440, False),
+    ):
+        monkeypatch.setattr(os, "fstat", functools.partial(owned_by, owner))
+        monkeypatch.setattr(os, "geteuid", lambda user=user: user)
+        path.chmod(mode)
+        if fits:
+            open_kek(file_source[0], secret("p"))
+        else:
+            with pytest.raises(InvalidKey, match="read by others"):
+                open_kek(file_source[0], secret("p"))
 
 
 def test_a_passphrase_is_needed_and_the_right_one(file_source, tmp_path):
