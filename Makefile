@@ -69,7 +69,7 @@ test-integrations: $(RAY)/.complete $(KSERVE)/.complete ## a real Ray Serve and 
 	$(RAY)/bin/python -m pytest tests/integrations/test_ray.py
 	$(KSERVE)/bin/python -m pytest tests/integrations/test_kserve.py tests/integrations/test_kserve_manifests.py
 
-demo: $(VENV)/.demo ## train, seal, load, predict, tamper; release a key to a machine that attests, or not
+demo: $(VENV)/.demo ## train, seal, load, predict, tamper, serve; release a key to a machine that attests, or not
 	$(BIN)/python examples/digits.py
 
 bench: venv system ## every figure of the README and the reference, as ratios; 15 GB of disk, an hour
@@ -112,7 +112,9 @@ clean: ## remove everything that make has made
 $(VENV)/.demo: pyproject.toml constraints.txt
 	$(call new-venv,$(VENV))
 	$(install-torch)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cli,keyserver,onnx,plot,safetensors,torch]' --group demo
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cli,keyserver,loadtest,onnx,plot,safetensors,torch]' --group demo
+	@# It asks for an older protobuf, and works with this one.
+	$(BIN)/pip install --quiet --no-deps 'tritonclient>=2.60'
 	@touch $@
 
 $(VENV)/.complete: pyproject.toml constraints.txt | system

@@ -4,8 +4,9 @@
 
 Trains a small network on the handwritten digits that scikit-learn brings along, exports it for four
 frameworks, seals the directory on the command line, loads every format straight from the sealed model
-and predicts digits that the network has not seen. Then it flips a byte, and tries another key. At the
-end a key server releases the key to a machine that attests; see key_release.py.
+and predicts digits that the network has not seen. Then it flips a byte, and tries another key. A model
+server answers over two protocols with mutual TLS; see serve_digits.py. At the end a key server releases
+the key to a machine that attests; see key_release.py.
 Exits with 1 if anything is not as it says.
 """
 
@@ -29,6 +30,7 @@ import safetensors.torch
 import torch
 from key_release import release
 from rich.table import Table
+from serve_digits import serve
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 from telling import claim, claims, console, run, step
@@ -247,6 +249,10 @@ def demo(folder: Path) -> None:
     compare(plain, sealed, key, images, labels)
 
     attack(folder, sealed, key)
+
+    with torch.inference_mode():
+        expected = network(images).argmax(1).numpy()
+    serve(folder / "serving", plain / "digits.onnx", key, images.numpy(), expected)
     release(folder / "release", plain)
 
 

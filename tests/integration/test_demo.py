@@ -22,12 +22,15 @@ def test_every_claim_of_the_demo_holds(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     match = re.search(r"(\d+) of (\d+) claims hold", done.stdout)
     assert match
-    assert match[1] == match[2] == "26"
+    assert match[1] == match[2] == "38"
     for said in (
         "digits.safetensors: segment 2 does not authenticate.",
         "The given key does not open this model",
         "(exit code 5)",
         "(exit code 4)",
+        "Version 2 of digits cannot be loaded: digits.onnx: segment 2 does not authenticate.",
+        "400 answered, 0 failed",
+        f"the chart is in {folder}/serving/latency.png",
         "the model is loaded, and nobody has named a key",
         "its policy does not accept this machine",
         "The audit trail is whole",
@@ -37,6 +40,8 @@ def test_every_claim_of_the_demo_holds(tmp_path):
     assert len(accuracies) == 4
     assert all(plain == sealed and float(sealed) > 95 for plain, sealed in accuracies)
     assert "Traceback" not in done.stderr
+    assert (folder / "serving" / "latency.png").read_bytes().startswith(b"\x89PNG")
+    assert not (folder / "serving" / "pki" / "server.key").exists()
     key = (folder / "key.txt").read_text().strip()
     assert key not in done.stdout + done.stderr
 
