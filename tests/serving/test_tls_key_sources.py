@@ -5,11 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
-import shutil
-import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -21,17 +18,13 @@ from strongroom.serving.settings import Tls
 from strongroom.serving.tls import Certificates
 from strongroom.serving.tls_files import read
 
-pytest.importorskip("fastapi", reason="a key server needs the extra [keyserver]")
+pytest.importorskip("dcap_qvl", reason="a key server needs the extra [keyserver]")
+sys.path.insert(0, str(Path(__file__).parent.parent / "keyserver"))
+
+import servers
+
 
 PROGRAM = Path(sys.executable).with_name("strongroom")
-MR_TD, RTMR = "17" * 48, "2a" * 48
-POLICY = {
-    "id": "tls",
-    "version": 1,
-    "keys": ["server-tls"],
-    "test_roots": True,
-    "any": [{"kind": "tdx", "mr_td": [MR_TD], "rtmr": {"2": [RTMR]}, "tcb": {"status": ["UpToDate"]}}],
-}
 
 
 def strongroom(*words, **environment):
@@ -47,90 +40,43 @@ def strongroom(*words, **environment):
     return done.stdout
 
 
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-class KeyServer:
-    """A key server, and the profile of a machine that it knows: evidence of TDX under a test root."""
-
-    def __init__(self, place: Path) -> None:
-        node = [sys.executable, "-m", "strongroom.testing.synthetic_node", str(place / "node")]
-        subprocess.run([*node, "--init"], check=True, capture_output=True, timeout=60)
-        self.port = free_port()
-        self.url = f"https://localhost:{self.port}"
-        root = place / "node"
-        made = strongroom(
-            *("keyserver", "init", place / "keys", "--url", self.url, "--json"),
-            *("--kek-key-file", place / "keys.kek", "--insecure-test-roots", root),
-        )
-        self.config = Path(json.loads(made)["config"])
-        text = self.config.read_text()
-        self.config.write_text(text.replace("[listen]\n", "[listen]\ndrain_seconds = 0.0\n"))
-        profile = json.loads(Path(json.loads(made)["profile"]).read_text())
-        self.owner = place / "owner.json"
-        token = place / "owner.token"
-        shutil.copy(json.loads(made)["token_file"], token)
-        token.chmod(0o600)
-        self.owner.write_text(json.dumps({**profile, "token_file": str(token)}))
-        self.machine = place / "machine.json"
-        collector = f"exec:{shlex.join([*node, '--mr-td', MR_TD, '--rtmr2', RTMR])}"
-        self.machine.write_text(json.dumps({**profile, "attester": collector}))
-        self.log = place / "keys.log"
-        self.process = None
-
-    def start(self):
-        with self.log.open("ab") as log:
-            self.process = subprocess.Popen(
-                [PROGRAM, "keyserver", "run", "-c", self.config], stdout=log, stderr=log
-            )
-        end = time.monotonic() + 60
-        while True:
-            assert self.process.poll() is None, self.log.read_text()
-            try:
-                socket.create_connection(("localhost", self.port), 1).close()
-                return
-            except OSError:
-                assert time.monotonic() < end, self.log.read_text()
-                time.sleep(0.05)
-
-    def stop(self):
-        if self.process is not None:
-            self.process.terminate()
-            try:
-                self.process.wait(60)
-            finally:
-                self.process.kill()
-                self.process.wait()
-            self.process = None
-
-
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    place = tmp_path_factory.mktemp("keyserver")
-    server = KeyServer(place)
+    """A key server that is at the same place after each start, and the profiles of who asks it."""
+    place = tmp_path_factory.mktemp("keys")
+    made = servers.Server.make(place, pki=servers.new_pki()).start()
+    made.configure("listen", port=made.port)
     try:
-        server.start()
-        (place / "policy.json").write_text(json.dumps(POLICY))
-        strongroom("policy", "put", place / "policy.json", STRONGROOM_KEYSERVER=str(server.owner))
-        yield server
+        made.put_policy(keys=["server-tls"])
+        token = place / "token"
+        token.write_text(made.owner)
+        token.chmod(0o600)
+        node = [sys.executable, "-m", "strongroom.testing.synthetic_node", str(place / "pki")]
+        measured = ["--mr-td", servers.MR_TD.hex(), "--rtmr0", servers.RTMR0.hex()]
+        made.machine = place / "machine.json"
+        made.administrator = place / "administrator.json"
+        for path, more in (
+            (made.machine, {"attester": f"exec:{shlex.join([*node, *measured])}"}),
+            (made.administrator, {"token_file": str(token)}),
+        ):
+            path.write_text(json.dumps({**made.profile, "url": made.url, **more}))
+        yield made
     finally:
-        server.stop()
+        if made.process is not None:
+            made.stop()
 
 
 class Ca(Pki):
     """A CA made by the program; certificates whose keys are sealed before they are written."""
 
-    def __init__(self, place: Path, keys: KeyServer) -> None:
+    def __init__(self, place: Path, keys: servers.Server) -> None:
         self.place, self.keys = place, keys
         strongroom("pki", "init", place / "pki")
         self.ca_file = place / "pki" / "ca.pem"
         self.ca = self.ca_file.read_bytes()
 
     def server(self, *more):
-        owner = str(self.keys.owner)
+        owner = str(self.keys.administrator)
         said = strongroom(
             *("pki", "server", self.place / "pki", "localhost", "127.0.0.1", "--json"),
             *("-r", f"{self.keys.url}/server-tls", *more),
@@ -243,7 +189,7 @@ class Waiting(Server):
 
 def test_a_machine_that_the_policy_does_not_know(ca, keys, tmp_path, monkeypatch):
     other = json.loads(keys.machine.read_text())
-    other["attester"] = other["attester"].replace(MR_TD, "18" * 48)
+    other["attester"] = other["attester"].replace(servers.MR_TD.hex(), "18" * 48)
     (tmp_path / "other.json").write_text(json.dumps(other))
     tls = ca.server()
     monkeypatch.setenv("STRONGROOM_KEYSERVER", str(tmp_path / "other.json"))
