@@ -23,7 +23,6 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "keyserver"))
 
 import servers
 
-
 PROGRAM = Path(sys.executable).with_name("strongroom")
 
 
