@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Final, cast
 
-from strongroom.errors import UnknownFramework
+from strongroom.errors import MissingExtra, StrongroomError, UnknownFramework
 from strongroom.loaders.registry import detect
 from strongroom.model.reader import SealedModel
 from strongroom.serving.backend import Backend, BackendOptions, LoadedModel
@@ -32,6 +32,17 @@ BACKENDS: Final = {
 }
 """Framework, as :mod:`strongroom.loaders.registry` names it, → module of this package."""
 
+_EXTRAS: Final = {
+    **{
+        name: name
+        for name in ("torch", "tensorflow", "keras", "openvino", "paddle", "xgboost", "lightgbm")
+    },
+    "onnxruntime": "onnx",
+    "ai_edge_litert": "tflite",
+    **dict.fromkeys(("sklearn", "skops", "joblib"), "sklearn"),
+}
+"""Package that backends import → extra that installs it."""
+
 
 def load(model: SealedModel, name: str | None, options: BackendOptions) -> LoadedModel:
     """Load an open model.
@@ -42,8 +53,18 @@ def load(model: SealedModel, name: str | None, options: BackendOptions) -> Loade
 
     Raises:
         UnknownFramework: no backend serves it.
+        MissingExtra: the framework is not installed.
         StrongroomError: see :mod:`strongroom.errors`.
     """
+    try:
+        return _load(model, name, options)
+    except StrongroomError as error:
+        if error.hint is not None:  # of a loader, whose arguments have other names here
+            error.hint = error.hint.replace("path=", "file: ").replace("framework=", "backend: ")
+        raise
+
+
+def _load(model: SealedModel, name: str | None, options: BackendOptions) -> LoadedModel:
     found = name or detect(model, options.file)
     if found not in BACKENDS:
         raise UnknownFramework(
@@ -51,4 +72,10 @@ def load(model: SealedModel, name: str | None, options: BackendOptions) -> Loade
             hint=f"Those of {', '.join(BACKENDS)} can: any other with a class of your own, backend: python.",
         )
     module = importlib.import_module(f"strongroom.serving.backends.{BACKENDS[found]}")
-    return cast("Backend", module).load(model, options)
+    try:
+        return cast("Backend", module).load(model, options)
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").partition(".")[0]
+        if missing not in _EXTRAS:
+            raise
+        raise MissingExtra(f"Serving models of {found}", _EXTRAS[missing]) from None

@@ -10,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from strongroom.errors import UsageError
-from strongroom.loaders.registry import detect
+from strongroom.loaders.source import archive_members, pick
 from strongroom.model.reader import SealedModel
 from strongroom.serving.backend import Arrays, BackendOptions
 from strongroom.serving.backends import tabular
@@ -18,7 +18,7 @@ from strongroom.serving.tensors import BYTES, TensorSpec, dtype_name
 
 __all__ = ["load"]
 
-_JOBLIB: Final = "joblib"
+_SUFFIXES: Final = (".skops", ".joblib", ".pkl", ".pickle")
 _OPTIONS: Final = ("trusted", "allow_pickle")
 _METHODS: Final = (
     *("predict", "predict_proba", "predict_log_proba", "decision_function", "score_samples"),
@@ -66,15 +66,16 @@ def load(model: SealedModel, options: BackendOptions) -> tabular.TableModel:
 def _estimator(model: SealedModel, options: BackendOptions, extra: dict[str, Any]) -> Any:
     from strongroom.loaders import sklearn as loader
 
-    if detect(model, options.file) == _JOBLIB:
+    name = pick(model, options.file, _SUFFIXES, "scikit-learn")
+    if archive_members(model, name) is None:  # as a skops file is one
         if extra.get("allow_pickle") is not True:
             raise UsageError(
                 "A joblib or pickle file runs code of its author when it is loaded.",
                 hint="Save the model with skops.io.dump; or, if you trust who made the file as your own "
                 "code: options: {allow_pickle: true}.",
             )
-        return loader.joblib_load(model, allow_pickle=True, path=options.file)
-    from skops.io.exceptions import UntrustedTypesFoundException
+        return loader.joblib_load(model, allow_pickle=True, path=name)
+    from skops import io as skops_io
 
     trusted = extra.get("trusted")
     if trusted is not None and not (
@@ -82,8 +83,8 @@ def _estimator(model: SealedModel, options: BackendOptions, extra: dict[str, Any
     ):
         raise UsageError("options.trusted is a list of names of types.")
     try:
-        return loader.skops_load(model, trusted, path=options.file)
-    except UntrustedTypesFoundException as error:
+        return loader.skops_load(model, trusted, path=name)
+    except skops_io.exceptions.UntrustedTypesFoundException as error:
         # Names of types are contents of the model: for who runs the server, and not for the status.
         found = str(error).partition("\n")[0].partition(": ")[2]
         raise UsageError(
