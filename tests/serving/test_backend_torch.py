@@ -549,6 +549,13 @@ def test_a_file_among_others(load, tmp_path):
     folder.mkdir()
     torch.save(Layers().state_dict(), folder / "weights.pt")
     export(folder, Layers(), torch.zeros(2, 16))
+    for backend, hint in (
+        (None, "Say which file with file: …, or which loader with backend: …"),
+        ("torch", "Say which: file: 'm.pt2', or one of 'weights.pt'"),
+    ):
+        with pytest.raises(UsageError) as caught:
+            load(folder, backend)
+        assert hint in caught.value.hint
     assert load(folder, file="m.pt2").platform == "pytorch_export"
     (folder / "weights.pt").unlink()
     (folder / "README.md").write_text("x")
