@@ -29,6 +29,8 @@ from strongroom.serving.tensors import Signature, TensorSpec
 
 X = np.arange(16, dtype=np.float32).reshape(1, 16)
 DEFAULT = Cache()
+SIZE = 768 + 2 * (256 + 64)
+"""Of an answer: two outputs of 64 bytes each."""
 
 
 class Counting:
@@ -130,8 +132,7 @@ def test_part_of_a_batch_keeps_nothing_of_the_others(make):
             future.result(20)
     assert model.runs == 2
     found = one.statistics().cache
-    # Two outputs of 64 bytes each.
-    assert found.bytes == 6 * (1024 + 128)
+    assert found.bytes == 6 * SIZE
     assert np.array_equal(infer(one, X + 3)["y"], 2 * (X + 3))
     assert model.runs == 2
 
@@ -194,7 +195,7 @@ def test_whatever_differs_is_another_request():
 
 
 def test_the_oldest_and_the_least_used_make_room(make):
-    one, model = make(cache=Cache(bytes=3 * (1024 + 128) + 5))
+    one, model = make(cache=Cache(bytes=3 * SIZE + 5))
     for number in (1, 2, 3, 1, 4):  # 2 goes
         infer(one, X * number)
     assert model.runs == 4
@@ -204,7 +205,7 @@ def test_the_oldest_and_the_least_used_make_room(make):
     infer(one, X * 2)
     assert model.runs == 5
     found = one.statistics().cache
-    assert (found.entries, found.bytes, found.evicted) == (3, 3 * (1024 + 128), 2)
+    assert (found.entries, found.bytes, found.evicted) == (3, 3 * SIZE, 2)
 
 
 def test_an_answer_larger_than_the_cache(make):

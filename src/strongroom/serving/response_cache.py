@@ -29,8 +29,10 @@ __all__ = ["CacheNumbers", "Pending", "ResponseCache"]
 _QUICK_BYTES: Final = 64 << 10
 """Of inputs, whose digest the event loop makes itself, in 50 µs."""
 
-_OVERHEAD: Final = 1024
-"""Bytes for what surrounds an answer: key, dictionaries, arrays."""
+_OVERHEAD: Final = 768
+_OVERHEAD_OF_OUTPUT: Final = 256
+"""Bytes for what surrounds answers (key, dictionaries) and outputs (array, name); somewhat more than
+``tracemalloc`` says."""
 
 Pending = Future["Outputs | None"]
 """An answer that is being computed for somebody else; None: it failed."""
@@ -244,4 +246,8 @@ def _kept(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def _size(value: np.ndarray[Any, Any]) -> int:
-    return value.nbytes + (sum(map(sys.getsizeof, value.flat)) if value.dtype.hasobject else 0)
+    return (
+        _OVERHEAD_OF_OUTPUT
+        + value.nbytes
+        + (sum(map(sys.getsizeof, value.flat)) if value.dtype.hasobject else 0)
+    )
