@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from tfs_models import until
 
 from strongroom.serving.config import ModelConfig
+from strongroom.serving.decoding import LARGE
 from strongroom.serving.engine import Engine
 from strongroom.serving.exchange import HttpRequest
 from strongroom.serving.status import Code, RequestError
@@ -361,6 +362,26 @@ def test_no_body_makes_it_fail(ask, body, signature):
     for method in ("predict", "classify", "regress"):
         status, _ = ask(f"/m:{method}", json.dumps(body).encode("utf-8", "surrogatepass"))
         assert status in (200, 400), ask.raw
+
+
+def test_large_bodies(ask):
+    """Decoded by a thread."""
+    values = np.arange(120_000, dtype=np.float32).reshape(2, 100, 200, 3)
+    body = orjson.dumps(
+        {"signature_name": "echo_float32", "instances": values}, option=orjson.OPT_SERIALIZE_NUMPY
+    )
+    assert len(body) > LARGE
+    status, found = ask("/m:predict", body)
+    assert status == 200
+    assert np.array_equal(np.array(found["predictions"], np.float32), values)
+    status, said = ask("/m:predict", body[:-3] + b',"x"]}')
+    assert (status, list(said)) == (400, ["error"])
+    status, said = ask("/m:predict", body.replace(b"7.0,", b"", 1))
+    assert status == 400
+    assert "ragged" in said["error"]
+    examples = [{"x": [1.5] * 100_000}, {"x": [0.0, 0.25]}]
+    status, found = ask("/m:regress", {"signature_name": "regress", "examples": examples})
+    assert (status, found) == (200, {"results": [150_000.0, 0.25]})
 
 
 def test_answers_come_in_parallel(engine):

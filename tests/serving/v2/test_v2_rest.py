@@ -145,6 +145,17 @@ def test_an_answer(api, model, data):
     assert "id" not in found and [one["name"] for one in found["outputs"]] == ["sum"]
 
 
+def test_a_large_answer(api):
+    """Of a body that a thread decodes."""
+    values = np.arange(16 * 5000, dtype=np.float32).reshape(-1, 16)
+    inputs = [tensor(shape=list(values.shape), data=values.tolist())]
+    status, _, body = infer(api, inputs=inputs, outputs=[{"name": "y"}])
+    assert status == 200
+    assert orjson.loads(body)["outputs"][0]["data"] == values.ravel().tolist()
+    inputs[0]["data"][7].append(1.0)
+    assert infer(api, inputs=inputs)[0] == 400
+
+
 def test_what_is_not_known_is_ignored(api):
     status, _, _ = infer(
         api,

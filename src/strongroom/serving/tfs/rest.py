@@ -14,6 +14,7 @@ from google.protobuf import json_format  # type: ignore[import-untyped]
 
 from strongroom.errors import StrongroomError
 from strongroom.serving.call import Answer, Call, Client
+from strongroom.serving.decoding import Decoding
 from strongroom.serving.engine import Engine
 from strongroom.serving.exchange import HttpRequest, HttpResponse
 from strongroom.serving.messages import message
@@ -56,6 +57,7 @@ class TfsRest:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self._decoding = Decoding()
 
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answer a request to a path below ``/v1/``."""
@@ -81,13 +83,15 @@ class TfsRest:
         return HttpResponse(int(HTTP_STATUS[error.code]), orjson.dumps({"error": error.message}))
 
     async def _predict(self, where: Where, request: HttpRequest) -> HttpResponse:
-        found, answer = await predict(self._engine, where, parse(request.body), request.client)
+        call, in_rows = await self._decoding.run(len(request.body), self._prepared, where, request)
+        found, answer = await _predicted(self._engine, call, in_rows)
         return HttpResponse(200, dumps(found), model=(answer.model, answer.version))
 
+    def _prepared(self, where: Where, request: HttpRequest) -> tuple[Call, bool]:
+        return _prepared(self._engine, where, parse(request.body), request.client)
+
     async def _examples(self, where: Where, method: str, request: HttpRequest) -> HttpResponse:
-        body = parse(request.body)
-        call = _call(where, body, request.client)
-        examples = examples_of(_input(body))
+        call, examples = await self._decoding.run(len(request.body), _examples, where, request)
         answer = await self._engine.infer_async(prepare(self._engine, call, method, examples))
         found: Any
         if method == "classify":
@@ -126,6 +130,13 @@ async def predict(
     Raises:
         RequestError: with the code for the client.
     """
+    return await _predicted(engine, *_prepared(engine, where, body, client))
+
+
+def _prepared(
+    engine: Engine, where: Where, body: Mapping[str, Any], client: Client
+) -> tuple[Call, bool]:
+    """The call, and whether it is in rows. Nothing of the body is kept."""
     call = _call(where, body, client)
     signature = signature_of(engine, call)
     in_rows = "instances" in body
@@ -135,6 +146,10 @@ async def predict(
         call.inputs = _from_rows(body["instances"], signature)
     else:
         call.inputs = _from_columns(body["inputs"], signature)
+    return call, in_rows
+
+
+async def _predicted(engine: Engine, call: Call, in_rows: bool) -> tuple[dict[str, Any], Answer]:
     answer = await engine.infer_async(call)
     outputs = answer.outputs
     found = {"predictions": to_rows(outputs)} if in_rows else {"outputs": to_columns(outputs)}
@@ -193,6 +208,11 @@ def _only(specs: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     if len(specs) != 1:
         raise invalid(f"The model has the inputs {', '.join(sorted(specs))}: {where} has to name them.")
     return specs
+
+
+def _examples(where: Where, request: HttpRequest) -> tuple[Call, list[Any]]:
+    body = parse(request.body)
+    return _call(where, body, request.client), examples_of(_input(body))
 
 
 def _input(body: Mapping[str, Any]) -> Any:

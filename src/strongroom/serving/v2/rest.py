@@ -11,6 +11,7 @@ import orjson
 
 from strongroom.errors import StrongroomError
 from strongroom.serving.call import Client
+from strongroom.serving.decoding import LARGE, Decoding
 from strongroom.serving.engine import Engine
 from strongroom.serving.exchange import HttpRequest, HttpResponse
 from strongroom.serving.status import HTTP_STATUS, Code, RequestError, code_of
@@ -42,6 +43,7 @@ class V2Rest:
         sees: Callable[[Client, str], bool] = lambda client, model: True,
     ) -> None:
         self._engine = engine
+        self._decoding = Decoding()
         self._control = control
         self._sees = sees
         # Of the server, by path; of a model, by what follows its name and version.
@@ -100,6 +102,9 @@ class V2Rest:
         if request.headers.get(inference.HEADER_LENGTH) == b"0":
             found = self._engine.describe(model, version)
             call, wish = inference.read_raw(request, found, version)
+        elif len(request.body) >= LARGE and inference.HEADER_LENGTH not in request.headers:
+            size = len(request.body)
+            call, wish = await self._decoding.run(size, inference.read, request, model, version)
         else:
             call, wish = inference.read(request, model, version)
         return inference.write(await self._engine.infer_async(call), wish)
