@@ -155,6 +155,8 @@ class Keeper:
             if model not in self._all():
                 return  # another configuration has no such model
             self._look_now = True
+            # Where nothing is polled, it would not wake by itself.
+            self.changed.notify_all()
             self.changed.wait(0.1)
 
     def reconfigure(self, configs: Mapping[str, ModelConfig]) -> None:
