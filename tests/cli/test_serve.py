@@ -92,6 +92,7 @@ def test_models_of_files(served, here):
 
 
 def test_what_is_asked_for_wrongly(cli, here):
+    free = ("--rest-port", "0", "--grpc-port", "0")
     for arguments, says in (
         ((), "no model to serve"),
         (("m",), "does not say which model"),
@@ -104,6 +105,8 @@ def test_what_is_asked_for_wrongly(cli, here):
         (("m=a", "--rest-port", "8500"), "two ports"),
         (("m=a", "--max-request-bytes", "1"), "1024"),
         (("m=a", "--tls-cert", "c.pem", "--tls-key", "k.pem"), "c.pem"),
+        (("m=a", "--tls-cert", "c.pem", "--tls-key", "https://keys.example/tls"), "no URL"),
+        (("m=a", *free, "--otlp-endpoint", "localhost:4318"), "no URL of a collector"),
     ):
         found = cli("serve", *arguments)
         assert found.code == 2, found

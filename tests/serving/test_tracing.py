@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,7 +16,6 @@ import pytest
 from front_process import PREDICT
 
 from strongroom.errors import MissingExtra, UsageError
-from strongroom.serving import tracing
 from strongroom.serving.messages import message
 from strongroom.serving.tracing import open_tracing
 
@@ -327,9 +327,14 @@ def test_nobody_wants_traces(monkeypatch):
     assert open_tracing(None, {}) is None
     assert open_tracing(None, {**url, "OTEL_TRACES_EXPORTER": "none"}) is None
     assert open_tracing("http://localhost:4318", {"OTEL_SDK_DISABLED": "true"}) is None
-    monkeypatch.setattr(tracing, "find_spec", lambda name: None)
-    with pytest.raises(MissingExtra, match="Tracing"):
-        open_tracing(None, url)
+    # As where it was never installed, nor what other packages bring of it.
+    for package in ("opentelemetry", "opentelemetry.sdk"):
+        with monkeypatch.context() as changed:
+            for name in [one for one in sys.modules if one.startswith("opentelemetry")]:
+                changed.delitem(sys.modules, name)
+            changed.setitem(sys.modules, package, None)
+            with pytest.raises(MissingExtra, match="Tracing"):
+                open_tracing(None, url)
 
 
 def test_traces_differ_whatever_a_model_seeds(collector):

@@ -28,6 +28,7 @@ CURRENT: Final[ContextVar[Trace | None]] = ContextVar("trace", default=None)
 
 _ENDPOINTS: Final = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS: Final = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
+_PACKAGES: Final = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto.http")
 _HTTP: Final = "http/protobuf"
 _URL: Final = re.compile(r"https?://[^/@?#\s]+(?:/[^@?#\s]*)?")
 _PATH: Final = "/v1/traces"
@@ -259,9 +260,16 @@ def open_tracing(endpoint: str | None, environ: Mapping[str, str] = os.environ) 
         raise UsageError(
             "The endpoint of OTLP is no URL of a collector.", hint="Such as http://localhost:4318"
         )
-    if find_spec("opentelemetry.sdk") is None or find_spec("opentelemetry.exporter") is None:
+    if not all(map(_is_there, _PACKAGES)):
         raise MissingExtra("Tracing", "otel")
     return Tracing(_provider(endpoint, environ))
+
+
+def _is_there(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except ModuleNotFoundError:  # not even what it lies in
+        return False
 
 
 def _provider(endpoint: str | None, environ: Mapping[str, str]) -> Any:
