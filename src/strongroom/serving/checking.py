@@ -35,6 +35,8 @@ def check_inputs(inputs: Arrays, signature: Signature, *, together: bool = True)
             raise _invalid(f"Input {name} has shape {list(value.shape)}, and the model wants {wanted}.")
     if not signature.batched:
         return 1
+    if len(inputs) == 1 and value.ndim:
+        return int(value.shape[0])
     sizes = [value.shape[0] if value.ndim else -1 for value in inputs.values()]
     size = sizes[0] if sizes else -1
     if size < 0 or sizes.count(size) != len(sizes):

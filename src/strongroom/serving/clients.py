@@ -113,6 +113,8 @@ class Access:
                 might; RESOURCE_EXHAUSTED: not that often.
         """
         try:
+            if not self._rules(model):
+                return
             rules = self._of(model)
         except RequestError:
             return  # the protocol says that there is no such model

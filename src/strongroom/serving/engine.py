@@ -45,13 +45,19 @@ class Engine:
 
     def infer(self, call: Call) -> Answer:
         """Answer a call; blocks."""
-        with self._repository.acquire(call.model, call.version, call.label) as servable:
-            return servable.infer(call)
+        lease = self._repository.acquire(call.model, call.version, call.label)
+        try:
+            return lease.servable.infer(call)
+        finally:
+            lease.release()
 
     async def infer_async(self, call: Call) -> Answer:
         """As :meth:`infer`, for the event loop, which runs a quick model itself."""
-        with self._repository.acquire(call.model, call.version, call.label) as servable:
-            return await servable.infer_async(call)
+        lease = self._repository.acquire(call.model, call.version, call.label)
+        try:
+            return await lease.servable.infer_async(call)
+        finally:
+            lease.release()
 
     def describe(self, model: str, version: int | None = None, label: str | None = None) -> Description:
         """Signatures and more of an available version."""

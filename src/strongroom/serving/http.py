@@ -10,26 +10,26 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-import zlib
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping, Sequence
-from dataclasses import replace
+import types
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import orjson
 
 from strongroom.serving.access_log import AccessLog
+from strongroom.serving.bodies import Bodies, Receive, Refusal
 from strongroom.serving.call import Client
-from strongroom.serving.clients import Access, client_of, with_token
+from strongroom.serving.clients import Access, with_token
 from strongroom.serving.exchange import HttpApi, HttpRequest, HttpResponse
 from strongroom.serving.metrics import CONTENT_TYPE_LATEST, Metrics
-from strongroom.serving.settings import Listen, RequestLimits
+from strongroom.serving.settings import RequestLimits
 from strongroom.serving.status import HTTP_STATUS, Code, RequestError
 from strongroom.serving.tracing import CURRENT, Trace, Tracing
-from strongroom.web.addresses import ConnectionCount
 from strongroom.web.logs import describe, log
-from strongroom.web.protocol import CONNECTION, HttpProtocol
+from strongroom.web.protocol import CONNECTION
 
-__all__ = ["Connection", "Front", "protocol_class"]
+__all__ = ["BEGUN", "JOINED", "Begun", "Connection", "Front"]
 
 _MODEL: Final = re.compile(r"/v[12]/(?:repository/)?models/([^/:]+)")
 _ADMIN: Final = re.compile(r"/v2/repository/models/[^/]*/(?:un)?load/?")
@@ -40,17 +40,19 @@ _CODES: Final = {int(status): code for code, status in reversed(HTTP_STATUS.item
     415: Code.INVALID_ARGUMENT,
     500: Code.INTERNAL,
 }
-_JOINED: Final = 64 << 10
+JOINED: Final = 64 << 10
 """Bytes of an answer up to which a copy costs less than further writes."""
 
 _LINGER: Final = 2.0
 """Seconds in which what is left of a refused body is read: a client that still writes reads no answer."""
 
+BEGUN: Final = "strongroom.begun"
+"""In the scope of a request that is being answered: its :class:`Begun`."""
+
 _CLOSE: Final = (b"connection", b"close")
 _TEXT: Final = ((b"content-type", b"text/plain; charset=utf-8"),)
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
-Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 
 
 class Connection:
@@ -78,47 +80,19 @@ class Connection:
             self.task.cancel()
 
 
-def protocol_class(listen: Listen, limits: RequestLimits, metrics: Metrics) -> type[HttpProtocol]:
-    """The HTTP/1.1 protocol of this server."""
+@dataclass(slots=True)
+class Begun:
+    """A request that is being answered, and has not waited for anything yet.
 
-    class Protocol(HttpProtocol):
-        addresses = ConnectionCount(listen.connections_per_address, listen.connections)
-        head_seconds = limits.head_seconds
-        answer_seconds = limits.answer_seconds
+    Attributes:
+        request: that came.
+        work: gives the response.
+        waits_for: what it has asked the event loop for.
+    """
 
-        def connected(self, transport: asyncio.Transport) -> Connection:
-            tls = transport.get_extra_info("ssl_object")
-            address = self.client[0] if self.client else ""
-            return Connection(client_of(address, tls and tls.getpeercert(binary_form=True)))
-
-        def refused(self, why: str) -> None:
-            metrics.refused_early(why)
-
-        def bad_request(self, message: str) -> bytes:
-            return orjson.dumps({"error": message})
-
-        def on_message_begin(self) -> None:
-            super().on_message_begin()
-            self._connection.complete = False
-
-        def on_message_complete(self) -> None:
-            super().on_message_complete()
-            self._connection.complete = True
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            super().connection_lost(exc)
-            if self._connection is not None:
-                self._connection.gone()
-
-    return Protocol
-
-
-class _Refusal(Exception):
-    """What no protocol has a code for: a status of HTTP, and why."""
-
-    def __init__(self, status: int, message: str) -> None:
-        self.status = status
-        self.error = RequestError(_CODES[status], message)
+    request: HttpRequest
+    work: Coroutine[Any, Any, HttpResponse]
+    waits_for: Any = None
 
 
 class Front:
@@ -148,27 +122,26 @@ class Front:
     ) -> None:
         self._apis = apis
         self._ready = ready
-        self._limits = limits
         self._access = access
         self._metrics = metrics
         self._log = access_log
         self._tracing = tracing
-        self._held = 0
-        self._most_held = max(limits.bytes, limits.bytes_held)
+        self._bodies = Bodies(limits)
         self.draining = False
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        begun: Begun | None = scope.get(BEGUN)
+        if begun is not None:
+            await self._finish(begun, scope[CONNECTION], send)
+            return
         path: str = scope["path"]
-        name, api = self._apis.get(path[1:3] if path[3:4] in ("", "/") else "", (None, None))
-        if api is None or name is None:
+        name, api = self._api(path)
+        if api is None:
             await self._send(send, self._own(scope["method"], path), scope["method"])
             return
         connection: Connection = scope[CONNECTION]
         headers: dict[bytes, bytes] = dict(scope["headers"])
-        client = connection.client
-        token = headers.get(b"authorization")
-        if token is not None:
-            client = with_token(client, token.decode("latin-1"))
+        client = _client(connection, headers)
         request = HttpRequest(scope["method"], path, headers, b"", scope["query_string"], client)
         connection.request, connection.task = request, asyncio.current_task()
         began, trace = time.perf_counter(), None
@@ -176,7 +149,6 @@ class Front:
             trace = self._tracing.of_http(request.method, path, headers)
             CURRENT.set(trace)
         status, left = 499, b"content-length" in headers or b"transfer-encoding" in headers
-        held = 0
         response: HttpResponse | None = None
         try:
             try:
@@ -185,13 +157,12 @@ class Front:
                 if not late:
                     self._authorise(request)
                 if left:
-                    request.body = await self._read(headers, receive, connection.complete)
+                    body = await self._bodies.read(headers, receive, connection.complete)
                     left = False
                     if b"content-encoding" in headers:
-                        request.body = self._unpack(headers, request.body)
-                    held = len(request.body)
-                    self._held += held
-                    self._check_room()
+                        body = self._bodies.unpack(headers, body)
+                    request.body = body
+                    self._bodies.hold(body)
                     # What the client takes to send it is not what the server takes to answer.
                     began = time.perf_counter()
                     if trace is not None:
@@ -201,22 +172,86 @@ class Front:
                 response = await api.handle(request)
                 if trace is not None:
                     trace.handled()
-            except _Refusal as refusal:
-                response = replace(api.failure(refusal.error), status=refusal.status)
-                self._metrics.refused_early(str(refusal.status))
-            except RequestError as error:
-                response = api.failure(error)
             except Exception as error:
-                log.error("fault", **describe(error))
-                response = api.failure(RequestError(Code.INTERNAL, "The server failed."))
+                response = self._failure(api, error)
             status = response.status
             await self._send(send, response, request.method, receive if left else None)
         except asyncio.CancelledError:
             pass  # the client has gone, or the server stops without waiting any longer
         finally:
             connection.request = connection.task = None
-            self._held -= held
+            self._bodies.release(request.body)
             self._note(name, request, response, status, time.perf_counter() - began, trace)
+
+    def begin(
+        self,
+        connection: Connection,
+        method: str,
+        path: str,
+        headers: dict[bytes, bytes],
+        body: bytes,
+    ) -> Begun | None:
+        """Answer a request that is there whole, as far as that takes no waiting.
+
+        None where it is left to :meth:`__call__`, which goes on with what was begun too.
+        """
+        found = self._apis.get(path[1:3] if path[3:4] in ("", "/") else "")
+        if found is None or self.draining or self._tracing is not None:
+            return None
+        client = connection.client
+        if b"authorization" in headers:
+            client = _client(connection, headers)
+        request = HttpRequest(method, path, headers, b"", b"", client)
+        return Begun(request, self._respond(*found, request, headers, body))
+
+    def _api(self, path: str) -> tuple[str, HttpApi | None]:
+        return self._apis.get(path[1:3] if path[3:4] in ("", "/") else "", ("", None))
+
+    async def _respond(
+        self,
+        name: str,
+        api: HttpApi,
+        request: HttpRequest,
+        headers: dict[bytes, bytes],
+        body: bytes | bytearray,
+    ) -> HttpResponse:
+        began, status = time.perf_counter(), 499
+        response: HttpResponse | None = None
+        try:
+            try:
+                if b"content-encoding" in headers:
+                    body = self._bodies.unpack(headers, body)
+                request.body = body
+                self._bodies.hold(body)
+                self._authorise(request)
+                response = await api.handle(request)
+            except Exception as error:
+                response = self._failure(api, error)
+            status = response.status
+            return response
+        finally:
+            self._bodies.release(request.body)
+            self._note(name, request, response, status, time.perf_counter() - began, None)
+
+    async def _finish(self, begun: Begun, connection: Connection, send: Send) -> None:
+        connection.request, connection.task = begun.request, asyncio.current_task()
+        try:
+            response = await _rest_of(begun.work, begun.waits_for)
+            await self._send(send, response, begun.request.method)
+        except asyncio.CancelledError:
+            pass
+        finally:
+            connection.request = connection.task = None
+
+    def _failure(self, api: HttpApi, error: Exception) -> HttpResponse:
+        if isinstance(error, Refusal):
+            self._metrics.refused_early(str(error.status))
+            said = RequestError(_CODES[error.status], error.message)
+            return replace(api.failure(said), status=error.status)
+        if not isinstance(error, RequestError):
+            log.error("fault", **describe(error))
+            error = RequestError(Code.INTERNAL, "The server failed.")
+        return api.failure(error)
 
     def _authorise(self, request: HttpRequest) -> None:
         if request.path.startswith("/v2/repository/") and _ADMIN.fullmatch(request.path):
@@ -225,56 +260,6 @@ class Front:
         match = _MODEL.match(request.path)
         if match is not None:
             self._access.check(request.client, match[1])
-
-    async def _read(
-        self, headers: dict[bytes, bytes], receive: Receive, complete: bool
-    ) -> bytes | bytearray:
-        limit = self._limits.bytes
-        length = headers.get(b"content-length", b"0")
-        if len(length) > 12 or int(length) > limit:
-            raise _too_large(limit)
-        if complete:  # a timer costs 8 µs
-            return await self._whole(receive, limit)
-        try:
-            async with asyncio.timeout(self._limits.body_seconds):
-                return await self._whole(receive, limit)
-        except TimeoutError:
-            raise _Refusal(408, "The request took too long to arrive.") from None
-
-    def _check_room(self) -> None:
-        if self._held > self._most_held:
-            raise RequestError(Code.RESOURCE_EXHAUSTED, "The bodies of other requests fill the memory.")
-
-    def _unpack(self, headers: dict[bytes, bytes], body: bytes | bytearray) -> bytes | bytearray:
-        coding = headers[b"content-encoding"].lower()
-        if coding == b"identity":
-            return body
-        found = _unpacked(body, coding, self._limits.bytes)
-        del headers[b"content-encoding"]
-        return found
-
-    async def _whole(self, receive: Receive, limit: int) -> bytes | bytearray:
-        message = await receive()
-        body: bytes | bytearray = message.get("body", b"")
-        if message["type"] == "http.request" and not message.get("more_body"):
-            if len(body) > limit:
-                raise _too_large(limit)
-            return body
-        body, held = bytearray(body), 0
-        try:
-            while message["type"] == "http.request":
-                self._held += len(body) - held
-                held = len(body)
-                if held > limit:
-                    raise _too_large(limit)
-                self._check_room()
-                if not message.get("more_body"):
-                    return body
-                message = await receive()
-                body += message.get("body", b"")
-        finally:
-            self._held -= held
-        raise asyncio.CancelledError  # it disconnected
 
     async def _send(
         self, send: Send, response: HttpResponse, method: str, unread: Receive | None = None
@@ -285,7 +270,7 @@ class Front:
             size, pieces = len(body), (body,)
         else:
             size = sum(map(len, body))
-            pieces = (b"".join(body),) if size <= _JOINED else body
+            pieces = (b"".join(body),) if size <= JOINED else body
         headers = [*response.headers, (b"content-length", b"%d" % size)]
         if self.draining or unread is not None:
             headers.append(_CLOSE)
@@ -367,26 +352,30 @@ class Front:
 _NOT_READY: Final = HttpResponse(503, b"not every model answers\n", _TEXT)
 
 
+@types.coroutine
+def _rest_of(
+    work: Coroutine[Any, Any, HttpResponse], waits_for: Any
+) -> Generator[Any, Any, HttpResponse]:
+    """What is left of a coroutine that waits for something."""
+    try:
+        while True:
+            try:
+                found = yield waits_for
+            except BaseException as error:
+                waits_for = work.throw(error)
+            else:
+                waits_for = work.send(found)
+    except StopIteration as end:
+        response: HttpResponse = end.value
+        return response
+
+
+def _client(connection: Connection, headers: Mapping[bytes, bytes]) -> Client:
+    token = headers.get(b"authorization")
+    if token is None:
+        return connection.client
+    return with_token(connection.client, token.decode("latin-1"))
+
+
 def _is_small(headers: dict[bytes, bytes]) -> bool:
     return b"transfer-encoding" not in headers and len(headers[b"content-length"]) < 6
-
-
-def _too_large(limit: int) -> _Refusal:
-    return _Refusal(413, f"The body has more than {limit} bytes.")
-
-
-def _unpacked(body: bytes | bytearray, coding: bytes, limit: int) -> bytes:
-    if coding not in (b"gzip", b"deflate"):
-        raise _Refusal(415, "A body is sent as it is, or packed with gzip or deflate.")
-    unpacker = zlib.decompressobj(31 if coding == b"gzip" else 15)
-    try:
-        found = unpacker.decompress(body, limit + 1)
-    except zlib.error:
-        raise RequestError(
-            Code.INVALID_ARGUMENT, f"The body is not what {coding.decode()} makes."
-        ) from None
-    if len(found) > limit:
-        raise _too_large(limit)
-    if not unpacker.eof or unpacker.unused_data:
-        raise RequestError(Code.INVALID_ARGUMENT, f"The body is not one whole {coding.decode()}.")
-    return found

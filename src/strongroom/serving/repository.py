@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -23,16 +24,20 @@ class Lease:
         servable: to use until :meth:`release`.
     """
 
-    __slots__ = ("_repository", "_version", "servable")
+    __slots__ = ("_changed", "_version", "servable")
 
-    def __init__(self, repository: Repository, version: Version, servable: Servable) -> None:
+    def __init__(self, changed: threading.Condition, version: Version, servable: Servable) -> None:
         self.servable = servable
-        self._repository = repository
+        self._changed = changed
         self._version = version
 
     def release(self) -> None:
         """It may go now."""
-        self._repository._release(self._version)
+        version = self._version
+        with self._changed:
+            version.users -= 1
+            if not version.users and version.state is State.UNLOADING:
+                self._changed.notify_all()
 
     def __enter__(self) -> Servable:
         return self.servable
@@ -92,13 +97,7 @@ class Repository:
                 raise self._not_there(model, version)
             found.users += 1
             assert found.servable is not None
-            return Lease(self, found, found.servable)
-
-    def _release(self, version: Version) -> None:
-        with self._lock:
-            version.users -= 1
-            if not version.users and version.state is State.UNLOADING:
-                self._changed.notify_all()
+            return Lease(self._changed, found, found.servable)
 
     def names(self) -> list[str]:
         """The models that are configured."""
@@ -129,8 +128,8 @@ class Repository:
         Raises:
             RequestError: NOT_FOUND.
         """
-        with self._lock:
-            return self._model(name).config
+        # Every request asks, and one look into a dictionary takes no lock.
+        return self._model(name).config
 
     def ready(self) -> bool:
         """Every model that is wanted has a version that answers."""

@@ -164,9 +164,10 @@ class Servable:
         turn = self._admission.enter()
         if turn is not None:
             await self._await(turn, work.deadline, self._admission.give_up)
-        if _bytes(work.call.inputs) <= self._quick_bytes and self._debt_until < began + _PATIENCE:
+        size = _bytes(work.call.inputs)
+        if size <= self._quick_bytes and self._debt_until < began + _PATIENCE:
             return self._run_alone(work)
-        run = partial(self._run_alone, work)
+        run = partial(self._run_alone, work, size)
         return await self._await(self._threads.submit(run), work.deadline, _let_run)
 
     def _failed(self, work: Work | None, began: float) -> None:
@@ -250,20 +251,20 @@ class Servable:
         finally:
             del future
 
-    def _run_alone(self, work: Work) -> Outputs:
+    def _run_alone(self, work: Work, size: int = -1) -> Outputs:
+        """Run the model; a run that is quick with inputs of ``size`` bytes is remembered."""
         try:
             if work.call.cancelled:
                 raise gone()
             work.started = began = time.monotonic()
             if work.deadline <= began:
                 raise late()
-            inputs = work.call.inputs
-            outputs = self._run(work.signature, inputs, work.outputs)
+            outputs = self._run(work.signature, work.call.inputs, work.outputs)
             work.ended = ended = time.monotonic()
             seconds = ended - began
             if seconds >= _QUICK_SECONDS:
                 self._debt_until = max(self._debt_until, ended) + _PENANCE * seconds
-            elif (size := _bytes(inputs)) > self._quick_bytes:
+            elif size > self._quick_bytes:
                 self._quick_bytes = size
             self._ran(work.size, seconds)
             return outputs

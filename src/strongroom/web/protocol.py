@@ -33,6 +33,10 @@ _MOST_AHEAD: Final = 256
 
 _CONTINUE: Final = b"HTTP/1.1 100 "
 
+_GOODBYE: Final = 1.0
+"""Seconds that a client has to answer the end of TLS when the server stops: who keeps a connection for
+later does not read, and would be waited for half a minute."""
+
 
 class _InOnePiece:
     """What an answer is written to: its head waits for what follows it.
@@ -184,11 +188,19 @@ class HttpProtocol(HttpToolsProtocol):
             raise ValueError  # the parser turns it into the answer below
         if len(self.pipeline) >= _MOST_AHEAD:
             raise ValueError
+        self.begin()
+
+    def begin(self) -> None:
+        """Have the application answer the request whose head has come."""
         super().on_headers_complete()
         self.cycle.transport = self._answers  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        self.expect_next()
+
+    def expect_next(self) -> None:
+        """A request is there whole: what follows is the head of another one."""
         self._in_head = True
         self._head_size = 0
 
@@ -206,6 +218,11 @@ class HttpProtocol(HttpToolsProtocol):
             self._unread_timer = None
         super().resume_writing()
 
+    def shutdown(self) -> None:
+        super().shutdown()
+        if self.transport.is_closing() and not self.transport.get_write_buffer_size():
+            self.loop.call_later(_GOODBYE, self.transport.abort)
+
     def _does_not_read(self) -> None:
         self.refused("does-not-read")
         # An orderly close would wait for the client to read what is left.
@@ -218,6 +235,8 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _ambiguous(self) -> bool:
         """Two readings of one request: what proxies are fooled with."""
+        if len(dict(self.headers)) == len(self.headers):
+            return False
         names = [name for name, _ in self.headers]
         return names.count(b"host") > 1 or names.count(b"authorization") > 1
 

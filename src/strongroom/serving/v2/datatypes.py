@@ -12,6 +12,7 @@ from strongroom.serving.tensors import BYTES, DTYPES
 
 __all__ = [
     "DATATYPES",
+    "MAX_NAME",
     "datatype_of",
     "dtype_of",
     "elements",

@@ -16,7 +16,7 @@ from strongroom.serving.states import Description
 from strongroom.serving.tensors import DTYPES
 from strongroom.serving.v2 import binary, json_tensors
 from strongroom.serving.v2.classification import classify, count_of
-from strongroom.serving.v2.datatypes import dtype_of, invalid, name_of, tensor_name
+from strongroom.serving.v2.datatypes import MAX_NAME, dtype_of, invalid, name_of, tensor_name
 from strongroom.serving.v2.description import default_signature
 
 __all__ = ["HEADER_LENGTH", "Wish", "deadline", "read", "read_object", "read_raw", "write"]
@@ -172,7 +172,9 @@ def _inputs(document: dict[str, Any], tail: memoryview | None) -> dict[str, np.n
     inputs: dict[str, np.ndarray[Any, Any]] = {}
     at = 0
     for one in _list(document.get("inputs"), "inputs"):
-        name = tensor_name(one.get("name"))
+        name: Any = one.get("name")
+        if type(name) is not str or len(name) > MAX_NAME:
+            tensor_name(name)  # says so
         if name in inputs:
             raise invalid(f"Input {name} is there twice.")
         dtype = dtype_of(name, one.get("datatype"))
@@ -213,7 +215,7 @@ def _outputs(outputs: object, wish: Wish) -> list[str]:
 
 
 def _list(value: object, what: str) -> list[dict[str, Any]]:
-    if type(value) is not list or any(type(one) is not dict for one in value):
+    if type(value) is not list or set(map(type, value)) - {dict}:
         raise invalid(f"The request has no list of {what}.")
     return value
 

@@ -23,6 +23,10 @@ __all__ = ["V2Rest", "no_control"]
 
 _Endpoint = Callable[[HttpRequest, str, int | None], Awaitable[HttpResponse]]
 
+_SHORT: Final = 256
+_REMEMBERED: Final = 1024
+"""Paths whose parts are kept, which takes a tenth of the time to find them; letters of one."""
+
 _JSON: Final = ((b"content-type", b"application/json"),)
 
 
@@ -46,6 +50,7 @@ class V2Rest:
         self._decoding = Decoding()
         self._control = control
         self._sees = sees
+        self._found: dict[tuple[str, str], tuple[_Endpoint, str, int | None]] = {}
         # Of the server, by path; of a model, by what follows its name and version.
         self._server: dict[str, tuple[bytes, _Endpoint]] = {
             "": (b"GET", self._metadata),
@@ -69,10 +74,18 @@ class V2Rest:
     async def handle(self, request: HttpRequest) -> HttpResponse:
         """Answer; failures are ``{"error": …}`` with the status of :data:`.status.HTTP_STATUS`."""
         try:
-            (method, endpoint), model, version = self._find(request.path)
-            if request.method != method.decode():
-                return _error(405, f"This endpoint answers {method.decode()}.", (b"allow", method))
-            return await endpoint(request, model, version_of(version))
+            found = self._found.get((request.method, request.path))
+            if found is None:
+                (method, endpoint), model, text = self._find(request.path)
+                if request.method != method.decode():
+                    return _error(405, f"This endpoint answers {method.decode()}.", (b"allow", method))
+                found = endpoint, model, version_of(text)
+                if len(request.path) <= _SHORT:
+                    if len(self._found) >= _REMEMBERED:
+                        self._found.clear()
+                    self._found[request.method, request.path] = found
+            endpoint, model, version = found
+            return await endpoint(request, model, version)
         except RequestError as error:
             return self.failure(error)
         except StrongroomError as error:

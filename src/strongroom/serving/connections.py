@@ -1,0 +1,227 @@
+"""Connections over HTTP: requests that are there whole are answered where they are read.
+
+uvicorn makes a task and five more objects of each request, and writes its answer in two messages; together
+30 µs. Most requests come in one piece and wait for nothing. What does not is handed to uvicorn as ever.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from functools import lru_cache
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+
+from strongroom.serving.clients import client_of
+from strongroom.serving.exchange import HttpResponse
+from strongroom.serving.http import BEGUN, JOINED, Begun, Connection, Front
+from strongroom.serving.metrics import Metrics
+from strongroom.serving.settings import Listen, RequestLimits
+from strongroom.web.addresses import ConnectionCount
+from strongroom.web.protocol import HttpProtocol
+
+__all__ = ["protocol_class"]
+
+_PLAIN: Final = re.compile(rb"/[A-Za-z0-9_.:/-]{1,200}")
+"""What is the same as a URL and as a path."""
+
+_IN_A_ROW: Final = 16
+"""Requests of one connection that others wait for; a client may send hundreds in one piece."""
+
+_METHODS: Final = {b"GET": "GET", b"POST": "POST"}
+
+
+def protocol_class(
+    front: Front, listen: Listen, limits: RequestLimits, metrics: Metrics
+) -> type[HttpProtocol]:
+    """The HTTP/1.1 protocol of a server.
+
+    Args:
+        front: answers.
+        listen, limits: see there.
+        metrics: told of connections that are refused.
+    """
+    members = {
+        "addresses": ConnectionCount(listen.connections_per_address, listen.connections),
+        "head_seconds": limits.head_seconds,
+        "answer_seconds": limits.answer_seconds,
+        "max_bytes": limits.bytes,
+        "front": front,
+        "metrics": metrics,
+    }
+    return type("Protocol", (_Protocol,), members)
+
+
+class _Protocol(HttpProtocol):
+    front: Front
+    metrics: Metrics
+    max_bytes: int
+
+    def __init__(self, *args: Any, **more: Any) -> None:
+        super().__init__(*args, **more)
+        # Pieces of the body of a request that may be there whole in a moment.
+        self._pieces: list[bytes] | None = None
+        self._answered: float | None = None
+        self._row = 0
+        self._date: tuple[Any, bytes] = (None, b"")
+
+    def connected(self, transport: asyncio.Transport) -> Connection:
+        tls = transport.get_extra_info("ssl_object")
+        address = self.client[0] if self.client else ""
+        return Connection(client_of(address, tls and tls.getpeercert(binary_form=True)))
+
+    def refused(self, why: str) -> None:
+        self.metrics.refused_early(why)
+
+    def bad_request(self, message: str) -> bytes:
+        return orjson.dumps({"error": message})
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        if self._connection is not None:
+            self._connection.gone()
+
+    def data_received(self, data: bytes) -> None:
+        # A timer that is stopped and started again with each request costs 2 µs: it looks at the time.
+        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
+        self._answered, self._row = None, 0
+        super().data_received(data)
+        pieces, self._pieces = self._pieces, None
+        if pieces is not None:
+            self._hand_over(pieces)
+        if self._waits_for_next():
+            if timer is None:
+                self._wait_idle(self.timeout_keep_alive)
+            else:
+                self.timeout_keep_alive_task = timer
+        elif timer is not None:
+            timer.cancel()
+
+    def _waits_for_next(self) -> bool:
+        return self._answered is not None and not self._head_size and self._is_idle()
+
+    def timeout_keep_alive_handler(self) -> None:
+        if self._answered is not None:
+            left = self._answered + self.timeout_keep_alive - self.loop.time()
+            if left > 0:
+                self._wait_idle(left)
+                return
+        super().timeout_keep_alive_handler()
+
+    def _wait_idle(self, seconds: float) -> None:
+        self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
+
+    def _is_idle(self) -> bool:
+        return (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing()
+
+    # What the parser finds.
+
+    def on_message_begin(self) -> None:
+        # The scope is made by who needs it.
+        self.url, self.headers, self.expect_100_continue = b"", [], False
+        self._connection.complete = False
+
+    def begin(self) -> None:
+        self._row += 1
+        if (
+            _PLAIN.fullmatch(self.url)
+            and self._row <= _IN_A_ROW
+            and not self.expect_100_continue
+            and self._is_idle()
+            and not self.flow.write_paused
+            and self.parser.should_keep_alive()
+            and not self.parser.should_upgrade()
+        ):
+            self._pieces = []
+        else:
+            self._hand_over([])
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_head:
+            raise ValueError
+        name = name.lower()
+        if name == b"expect" and value.lower() == b"100-continue":
+            self.expect_100_continue = True
+        self.headers.append((name, value))
+
+    def on_body(self, body: bytes) -> None:
+        if self._pieces is None:
+            super().on_body(body)
+        else:
+            self._pieces.append(body)
+
+    def on_message_complete(self) -> None:
+        pieces, self._pieces = self._pieces, None
+        if pieces is not None:
+            begun = self._begin(pieces)
+            if begun is not None:
+                try:
+                    begun.waits_for = begun.work.send(None)
+                except StopIteration as end:
+                    self._write(end.value)
+                    self.expect_next()
+                    return
+                pieces = []
+            self._hand_over(pieces, begun)
+        super().on_message_complete()
+        self._connection.complete = True
+
+    def _hand_over(self, pieces: list[bytes], begun: Begun | None = None) -> None:
+        """Have uvicorn answer the request whose head was read last."""
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers += headers
+        if begun is not None:
+            self.scope[BEGUN] = begun  # type: ignore[typeddict-unknown-key]
+        super().begin()
+        for piece in pieces:
+            super().on_body(piece)
+
+    def _begin(self, pieces: list[bytes]) -> Begun | None:
+        """Answer a request that is there whole, as far as that is done by the front."""
+        method = _METHODS.get(self.parser.get_method())
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if method is None or len(body) > self.max_bytes:
+            return None
+        return self.front.begin(self._connection, method, self.url.decode(), dict(self.headers), body)
+
+    def _write(self, response: HttpResponse) -> None:
+        body = response.body
+        pieces = (body,) if isinstance(body, bytes) else body
+        size = sum(map(len, pieces))
+        head = b"%b%bcontent-length: %d\r\n\r\n" % (
+            _head(response.status, tuple(response.headers)),
+            self._default_headers(),
+            size,
+        )
+        if size <= JOINED:
+            self.transport.write(b"".join((head, *pieces)))
+        else:
+            self.transport.write(head)
+            for piece in pieces:
+                self.transport.write(piece)
+        self.server_state.total_requests += 1
+        self._answered = self.loop.time()
+
+    def _default_headers(self) -> bytes:
+        """Those of uvicorn: the date, which it makes anew each second."""
+        headers, text = self._date
+        if headers is not self.server_state.default_headers:
+            headers = self.server_state.default_headers
+            text = b"".join(b"%b: %b\r\n" % one for one in headers)
+            self._date = headers, text
+        return text
+
+
+@lru_cache(256)
+def _head(status: int, headers: tuple[tuple[bytes, bytes], ...]) -> bytes:
+    """The status line and headers."""
+    try:
+        phrase = HTTPStatus(status).phrase
+    except ValueError:
+        phrase = ""
+    lines = b"".join(b"%b: %b\r\n" % one for one in headers)
+    return b"HTTP/1.1 %d %b\r\n%b" % (status, phrase.encode(), lines)
