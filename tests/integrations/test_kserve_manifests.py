@@ -5,6 +5,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import typer
 import yaml
 
 with warnings.catch_warnings():
@@ -15,6 +16,7 @@ with warnings.catch_warnings():
     from kserve.protocol.rest.server import RESTServer
     from kubernetes import client as kubernetes
 
+    from strongroom.cli.app import app
     from strongroom.integrations import kserve_storage
     from strongroom.integrations.kserve import __main__ as program
 
@@ -75,7 +77,8 @@ def test_types(document):
 
 
 def test_every_kind_is_there():
-    assert sorted(one.values[0]["kind"] for one in documents()) == sorted(KINDS)
+    kinds = sorted(one.values[0]["kind"] for one in documents())
+    assert kinds == sorted([*KINDS, "ServingRuntime"])
 
 
 @pytest.mark.parametrize(
@@ -94,18 +97,39 @@ def test_mistakes_are_found(change, said):
         check("ServingRuntime", KINDS["ServingRuntime"], document)
 
 
-def load(kind):
-    (found,) = (one.values[0] for one in documents() if one.values[0]["kind"] == kind)
+def load(kind, name="strongroom"):
+    (found,) = (
+        one.values[0]
+        for one in documents()
+        if one.values[0]["kind"] == kind and one.values[0]["metadata"]["name"] == name
+    )
     return found
 
 
-@pytest.fixture
-def container():
-    (found,) = load("ServingRuntime")["spec"]["containers"]
+RUNTIMES = ["strongroom", "strongroom-sdk"]
+
+
+def container_of(runtime):
+    (found,) = load("ServingRuntime", runtime)["spec"]["containers"]
     return found
 
 
-def test_the_command_of_the_runtime(container, monkeypatch):
+def test_the_command_of_the_model_server():
+    container = container_of("strongroom")
+    assert container["command"] == ["strongroom"]
+    verb, *arguments = (one.replace("{{.Name}}", "resnet50") for one in container["args"])
+    command = typer.main.get_command(app).commands[verb]
+    found = command.make_context(verb, arguments).params
+    assert found["models"] == ["resnet50=/mnt/models"]
+    assert found["key"] == "unix:///run/strongroom/keys.sock"
+    assert found["rest_port"] == container["ports"][0]["containerPort"] == 8080
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        asked = container[probe]["httpGet"]
+        assert (asked["path"] in ("/healthz", "/readyz"), asked["port"]) == (True, 8080)
+
+
+def test_the_command_of_the_sdk():
+    container = container_of("strongroom-sdk")
     assert container["command"] == ["python", "-m", "strongroom.integrations.kserve"]
     arguments = [one.replace("{{.Name}}", "resnet50") for one in container["args"]]
     args = program._parser().parse_args(arguments)
@@ -114,7 +138,8 @@ def test_the_command_of_the_runtime(container, monkeypatch):
     assert args.http_port == container["ports"][0]["containerPort"] == 8080
 
 
-def test_probes_ask_for_paths_of_the_server(container):
+def test_probes_ask_for_paths_of_the_sdk():
+    container = container_of("strongroom-sdk")
     app = model_server.FastAPI()
     server = RESTServer.__new__(RESTServer)
     server.dataplane = model_server.DataPlane(model_server.ModelRepository())
@@ -127,8 +152,10 @@ def test_probes_ask_for_paths_of_the_server(container):
         assert asked["port"] == container["ports"][0]["containerPort"]
 
 
-def test_the_socket_is_that_of_the_node(container):
-    volumes = {one["name"]: one for one in load("ServingRuntime")["spec"]["volumes"]}
+@pytest.mark.parametrize("runtime", RUNTIMES)
+def test_the_socket_is_that_of_the_node(runtime):
+    container = container_of(runtime)
+    volumes = {one["name"]: one for one in load("ServingRuntime", runtime)["spec"]["volumes"]}
     mounts = {one["name"]: one["mountPath"] for one in container["volumeMounts"]}
     assert mounts.keys() == volumes.keys()
     assert volumes["keys"]["hostPath"]["path"] == mounts["keys"] == "/run/strongroom"
@@ -140,12 +167,12 @@ def test_what_the_storage_container_brings():
     prefixes = [one["prefix"] for one in spec["supportedUriFormats"]]
     assert all(one.startswith(kserve_storage.PREFIX) for one in prefixes)
     assert spec["workloadType"] in WORKLOADS
-    uri = load("InferenceService")["spec"]["predictor"]["model"]["storageUri"]
+    uri = load("InferenceService", "resnet50")["spec"]["predictor"]["model"]["storageUri"]
     assert any(uri.startswith(one) for one in prefixes)
 
 
 def test_the_service_finds_its_runtime():
-    model = load("InferenceService")["spec"]["predictor"]["model"]
+    model = load("InferenceService", "resnet50")["spec"]["predictor"]["model"]
     runtime = load("ServingRuntime")
     assert model["runtime"] == runtime["metadata"]["name"]
     assert model["modelFormat"]["name"] in {
@@ -154,8 +181,9 @@ def test_the_service_finds_its_runtime():
     assert model["protocolVersion"] in runtime["spec"]["protocolVersions"]
 
 
-def test_what_a_container_may(container):
-    for one in (container, load("ClusterStorageContainer")["spec"]["container"]):
+def test_what_a_container_may():
+    storage = load("ClusterStorageContainer")["spec"]["container"]
+    for one in (*map(container_of, RUNTIMES), storage):
         context = one["securityContext"]
         assert context["runAsNonRoot"] and context["readOnlyRootFilesystem"]
         assert context["capabilities"] == {"drop": ["ALL"]}

@@ -12,6 +12,7 @@ import pytest
 import strongroom
 from strongroom.errors import NotFound, NotSealed, Truncated, UsageError
 from strongroom.integrations.kserve_storage import fetch
+from strongroom.serving.versions import find_versions
 
 KEY = bytes(range(32))
 
@@ -57,10 +58,12 @@ def test_a_directory_comes_sealed(directory, tmp_path):
     assert found(came) == WHOLE
 
 
-def test_a_file_keeps_its_name(file, tmp_path):
+def test_a_file_is_version_1(file, tmp_path):
     fetch(str(file), str(tmp_path / "mnt"))
-    assert [one.name for one in (tmp_path / "mnt").iterdir()] == ["weights.sealed"]
-    assert (tmp_path / "mnt" / "weights.sealed").read_bytes() == file.read_bytes()
+    (came,) = (one for one in (tmp_path / "mnt").rglob("*") if one.is_file())
+    assert came == tmp_path / "mnt" / "1" / "weights.sealed"
+    assert came.read_bytes() == file.read_bytes()
+    assert find_versions(str(tmp_path / "mnt"))[1].location == str(came)
 
 
 def test_out_of_a_store(directory, tmp_path):
@@ -106,7 +109,7 @@ def web(tmp_path):
 
 def test_from_the_web(web, file, directory, tmp_path):
     fetch(f"{web}/weights.sealed", str(tmp_path / "mnt"))
-    assert (tmp_path / "mnt" / "weights.sealed").read_bytes() == file.read_bytes()
+    assert (tmp_path / "mnt" / "1" / "weights.sealed").read_bytes() == file.read_bytes()
     with pytest.raises(UsageError, match="cannot be listed"):
         fetch(f"{web}/m.sealed", str(tmp_path / "other"))
 
@@ -133,7 +136,7 @@ def test_the_program(file, model, tmp_path):
         return subprocess.run(command, capture_output=True, text=True, timeout=120)
 
     assert run(f"sealed+file://{file}", tmp_path / "mnt").returncode == 0
-    assert (tmp_path / "mnt" / "weights.sealed").exists()
+    assert (tmp_path / "mnt" / "1" / "weights.sealed").exists()
     done = run(model, tmp_path / "mnt")
     assert (done.returncode, done.stdout) == (3, "")
     assert done.stderr.startswith("strongroom: ")

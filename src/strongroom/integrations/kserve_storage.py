@@ -24,6 +24,7 @@ PREFIX: Final = "sealed+"
 """Before the scheme, so that KServe's own initialiser does not take it: ``sealed+s3://models/resnet50``."""
 
 _MANIFEST: Final = MANIFEST + SEALED_SUFFIX
+_VERSION: Final = "1"
 _MODE: Final = 0o644
 _PIECE: Final = 4 << 20
 
@@ -31,8 +32,8 @@ _PIECE: Final = 4 << 20
 def fetch(uri: str, directory: str) -> None:
     """Copy a sealed model into a directory, without opening it.
 
-    A sealed file keeps its name; the files of a sealed directory lie where they lay, the manifest last. What
-    is there under these names is replaced: an init container may be started again.
+    The files of a sealed directory lie where they lay, the manifest last; a sealed file keeps its name, in a
+    folder of version 1. What is there under these names is replaced: an init container may be started again.
 
     Args:
         uri: ``sealed+s3://…``, ``sealed+gs://…``, ``sealed+https://…``; or what :func:`strongroom.open` takes.
@@ -48,10 +49,8 @@ def fetch(uri: str, directory: str) -> None:
     inspect_model(location)
     source, tree = locate(location)
     try:
-        with os_errors(directory):
-            os.makedirs(directory, exist_ok=True)
         if tree is None:
-            _copy(source, os.path.join(directory, _name(location)))
+            _copy(source, os.path.join(directory, _VERSION, _name(location)))
         else:
             _copy_tree(tree, directory)
     finally:
@@ -74,12 +73,9 @@ def _copy_tree(tree: Tree, directory: str) -> None:
         )
     # Without it, what is there is no model, and nobody opens half of one.
     for path in sorted(sizes, key=lambda one: one == _MANIFEST):
-        target = os.path.join(directory, check_path(path))
-        with os_errors(target):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
         source = tree.source(path)
         try:
-            _copy(source, target)
+            _copy(source, os.path.join(directory, check_path(path)))
         finally:
             source.close()
 
@@ -89,6 +85,7 @@ def _copy(source: Source, target: str) -> None:
     folder, name = os.path.split(target)
     coming = os.path.join(folder, f".{name}.coming")
     with os_errors(target):
+        os.makedirs(folder, exist_ok=True)
         descriptor = os.open(coming, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
         try:
             _write(source, descriptor)
