@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import cache
 from importlib.metadata import version as release
 from typing import Any, Final
 
@@ -44,7 +45,12 @@ _STATES: Final = {
 
 def server_metadata() -> dict[str, Any]:
     """``ServerMetadataResponse``."""
-    return {"name": "strongroom", "version": release("strongroom"), "extensions": list(_EXTENSIONS)}
+    return {"name": "strongroom", "version": _release(), "extensions": list(_EXTENSIONS)}
+
+
+@cache  # looking it up takes a millisecond
+def _release() -> str:
+    return release("strongroom")
 
 
 def model_metadata(engine: Engine, model: str, version: int | None) -> dict[str, Any]:
