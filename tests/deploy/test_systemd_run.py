@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from pathlib import Path
 
 import onnx
 import pytest
-from booted import ROOT, Machine, why_not
+from booted import ROOT, TIMEOUT, Machine, why_not
 from onnx import TensorProto, helper
 
 UNITS = ROOT / "deploy" / "systemd"
@@ -59,6 +60,10 @@ def installed(machine):
     )
     credential = "/run/credentials/strongroom-keyserver.service/kek-passphrase"
     run("sed", "-i", f'/^source = /a passphrase_file = "{credential}"', f"{KEYS}/keyserver.toml")
+    # There is no load balancer to wait for.
+    run("sed", "-i", "s/^\\[listen\\]/&\\ndrain_seconds = 0.0/", f"{KEYS}/keyserver.toml")
+    options = "OPTIONS=--drain-seconds 0 --no-access-log\n"
+    run("install", "-m", "644", "/dev/stdin", "/etc/strongroom/serve/digits.env", input=options)
     profile = json.loads(run("cat", f"{KEYS}/profile.json").stdout)
     node = json.dumps({**profile, "attester": f"exec:{testing} {' '.join(MEASURED)}"})
     run("install", "-m", "644", "/dev/stdin", "/etc/strongroom/keyserver.json", input=node)
@@ -117,9 +122,13 @@ with urllib.request.urlopen("http://127.0.0.1:8501/v1/models/digits:predict", bo
 """
 
 
-def test_a_request_is_answered_by_a_model_whose_key_came_all_the_way(serving):
-    said = serving.run("/opt/strongroom/bin/python3", "-c", ASK)
+def answered(machine):
+    said = machine.run("/opt/strongroom/bin/python3", "-c", ASK)
     assert json.loads(said.stdout) == {"predictions": [[-1.0, -2.0, -3.0, -4.0]]}
+
+
+def test_a_request_is_answered_by_a_model_whose_key_came_all_the_way(serving):
+    answered(serving)
     status = serving.run(
         "strongroom", "keycache", "status", "--socket", "/run/strongroom/keys.sock", "--json"
     )
@@ -178,6 +187,24 @@ def test_services_are_confined(serving):
         into = ("nsenter", "--target", process, "--mount", "--")
         assert serving.run(*into, "touch", "/etc/strongroom/x", check=False).returncode == 1
         assert serving.run(*into, "ls", "-A", "/root", check=False).stdout == ""
+
+
+def test_who_is_killed_comes_back(serving):
+    for service in SERVICES:
+        serving.run("systemctl", "kill", "--signal=KILL", service)
+        end = time.monotonic() + TIMEOUT
+        while serving.property(service, "NRestarts") != "1":
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        answered(serving)
+
+
+def test_an_outage_of_the_key_server_is_not_noticed(serving):
+    answered(serving)
+    serving.run("systemctl", "stop", "strongroom-keyserver")
+    serving.run("systemctl", "restart", "strongroom-serve@digits")
+    answered(serving)
+    serving.start("strongroom-keyserver")
 
 
 def test_no_secret_is_in_a_log(serving):

@@ -16,6 +16,10 @@ class Transport(asyncio.Transport):
     def __init__(self):
         super().__init__({"peername": ("192.0.2.1", 5), "sockname": ("192.0.2.2", 443)})
         self.done = []
+        self.unsent = 0
+
+    def get_write_buffer_size(self):
+        return self.unsent
 
     def write(self, data):
         self.done.append(bytes(data))
@@ -194,3 +198,41 @@ def test_a_client_that_reads_in_time_is_not(ends):
     done, early = talk(answering(b"hello"), GET, Limits(answer_seconds=0.05), during)
     assert "abort" not in done
     assert early == {}
+
+
+def test_a_server_that_stops_waits_for_no_goodbye_of_an_idle_connection():
+    async def stop(protocol, transport):
+        protocol.shutdown()
+        async with asyncio.timeout(30):
+            while "abort" not in transport.done:
+                await asyncio.sleep(0.01)
+
+    assert talk(answering(b"hello"), GET, during=stop)[0][1:] == ["close", "abort"]
+    assert talk(answering(), b"", during=stop)[0] == ["close", "abort"]
+
+
+@pytest.mark.parametrize("unsent", [0, 1])
+def test_nor_is_an_answer_cut_off(monkeypatch, unsent):
+    monkeypatch.setattr("strongroom.web.protocol._GOODBYE", 0.0)
+    going = asyncio.Event()
+
+    async def app(scope, receive, send):
+        await receive()
+        await going.wait()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"hello"})
+
+    async def stop(protocol, transport):
+        transport.unsent = unsent
+        protocol.shutdown()
+        assert transport.done == []
+        going.set()
+        async with asyncio.timeout(30):
+            while "close" not in transport.done:
+                await asyncio.sleep(0.01)
+        protocol.shutdown()
+        for _ in range(3):
+            await asyncio.sleep(0)
+
+    # What a slow client has not taken is still on its way.
+    assert ("abort" in talk(app, GET, during=stop)[0]) is not bool(unsent)
