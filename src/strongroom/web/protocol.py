@@ -37,10 +37,6 @@ _GOODBYE: Final = 1.0
 """Seconds that a client has to answer the end of TLS when the server stops: who keeps a connection for
 later does not read, and would be waited for half a minute."""
 
-_GOODBYE: Final = 1.0
-"""Seconds that a client has to answer the end of TLS when the server stops: who keeps a connection for
-later does not read, and would be waited for half a minute."""
-
 
 class _InOnePiece:
     """What an answer is written to: its head waits for what follows it.
@@ -221,11 +217,6 @@ class HttpProtocol(HttpToolsProtocol):
             self._unread_timer.cancel()
             self._unread_timer = None
         super().resume_writing()
-
-    def shutdown(self) -> None:
-        super().shutdown()
-        if self.transport.is_closing() and not self.transport.get_write_buffer_size():
-            self.loop.call_later(_GOODBYE, self.transport.abort)
 
     def shutdown(self) -> None:
         super().shutdown()
