@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 
 import ml_dtypes
 import numpy as np
@@ -21,6 +22,14 @@ from strongroom.serving.checking import check_inputs
 from strongroom.serving.status import Code, RequestError
 
 KEY = bytes(range(32))
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays_in_ram():
+    """In TensorFlow's own file system."""
+    yield
+    with suppress(tf.errors.NotFoundError):
+        assert [one for one in tf.io.gfile.walk("ram://") if one[2]] == []
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from strongroom.serving.backends import registry
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.servable import DEFAULT_SIGNATURE, Servable
 from strongroom.serving.tensors import TensorSpec
-from strongroom.serving.warmup import warm_up
+from strongroom.serving.warmup import WithSamples, replay, warm_up
 from strongroom.web.logs import describe, log
 
 __all__ = ["load_servable"]
@@ -96,11 +96,16 @@ def _words(spec: TensorSpec) -> str:
 
 
 def _warm_up(config: ModelConfig, version: int, model: LoadedModel) -> None:
-    if not config.warm_up or DEFAULT_SIGNATURE not in model.signatures:
+    if not config.warm_up:
         return
     batch = config.batching.max_batch if config.batching else 1
     try:
-        warm_up(model, DEFAULT_SIGNATURE, config.warm_up, batch)
+        # Some bring requests of their own.
+        samples = model.samples() if isinstance(model, WithSamples) else ()
+        if samples:
+            replay(model, samples, config.warm_up)
+        elif DEFAULT_SIGNATURE in model.signatures:
+            warm_up(model, DEFAULT_SIGNATURE, config.warm_up, batch)
     except (Exception, SystemExit) as error:
         # Random inputs may be none that the model can take; requests are.
         log.warning("warm-up failed", model=config.name, version=version, **describe(error))

@@ -2,14 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from strongroom.serving.backend import LoadedModel
+from strongroom.serving.backend import Arrays, LoadedModel
 from strongroom.serving.tensors import BYTES, DTYPES, Signature, TensorSpec
 
-__all__ = ["random_inputs", "warm_up"]
+__all__ = ["Sample", "WithSamples", "random_inputs", "replay", "warm_up"]
+
+Sample = tuple[str, Arrays, Sequence[str]]
+"""A request: signature, inputs, outputs."""
+
+
+@runtime_checkable
+class WithSamples(Protocol):
+    """A loaded model that comes with requests."""
+
+    def samples(self) -> Sequence[Sample]:
+        """Once; they are not kept.
+
+        Raises:
+            FormatError: they cannot be read.
+            RequestError: INVALID_ARGUMENT, where one does not fit the model.
+        """
 
 
 def warm_up(model: LoadedModel, signature: str, runs: int, batch: int = 1) -> None:
@@ -27,6 +44,17 @@ def warm_up(model: LoadedModel, signature: str, runs: int, batch: int = 1) -> No
     for size in sorted({1, batch if spec.batched else 1}):
         for _ in range(runs):
             model.run(signature, random_inputs(spec, size), tuple(spec.outputs))
+
+
+def replay(model: LoadedModel, samples: Sequence[Sample], runs: int) -> None:
+    """Run a model with requests that came with it, each so many times.
+
+    Raises:
+        what the model raises.
+    """
+    for sample in samples:
+        for _ in range(runs):
+            model.run(*sample)
 
 
 def random_inputs(signature: Signature, size: int = 1) -> dict[str, np.ndarray[Any, Any]]:

@@ -23,6 +23,8 @@ from saved_models import ECHOED, everything, half_plus_two, tf, v1
 from tfs_models import grpc_server, until
 
 import strongroom
+from strongroom.serving import loading
+from strongroom.serving.backends import tensorflow
 from strongroom.serving.config import Batching, ModelConfig
 from strongroom.serving.engine import Engine
 from strongroom.serving.exchange import HttpRequest
@@ -39,6 +41,7 @@ from tensorflow_serving.apis import (  # noqa: E402
     model_management_pb2,
     model_service_pb2_grpc,
     predict_pb2,
+    prediction_log_pb2,
     prediction_service_pb2_grpc,
     regression_pb2,
 )
@@ -253,6 +256,94 @@ def test_the_metadata_are_those_of_tensorflow(place, stub, ask, model):
             }
         },
     }
+
+
+PLACE = "assets.extra/tf_serving_warmup_requests"
+
+
+@pytest.fixture
+def warmed(place, tmp_path, monkeypatch):
+    """Load ``half_plus_two`` with a file of requests; what it was run with, and what is in the log."""
+    lines = []
+
+    class Log:
+        def __getattr__(self, level):
+            return lambda event, **members: lines.append((event, members.get("error")))
+
+    monkeypatch.setattr(loading, "log", Log())
+
+    def load(requests=None, content=None):
+        lines.clear()
+        shutil.rmtree(tmp_path / "m", ignore_errors=True)
+        shutil.copytree(place / "plain" / "half_plus_two", tmp_path / "m")
+        (tmp_path / "m" / PLACE).parent.mkdir()
+        with tf.io.TFRecordWriter(str(tmp_path / "m" / PLACE)) as writer:
+            for one in requests or ():
+                writer.write(one.SerializeToString())
+        if content is not None:
+            (tmp_path / "m" / PLACE).write_bytes(content)
+        strongroom.seal(tmp_path / "m", tmp_path / "m.sealed", key=KEY, overwrite=True)
+        config = ModelConfig("m", str(tmp_path / "m.sealed"), key=str(place / "key"))
+        ran, run = [], tensorflow._Session.run
+
+        def record(self, signature, inputs, outputs):
+            ran.append((signature, tuple(outputs), *(len(one) for one in inputs.values())))
+            return run(self, signature, inputs, outputs)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(tensorflow._Session, "run", record)
+            load_servable(config, 1, config.path).close()
+        return ran, lines
+
+    return load
+
+
+def test_requests_that_come_with_a_model_warm_it_up(warmed):
+    predict = prediction_log_pb2.PredictionLog()
+    request = predict_request("any", x=np.ones((2, 1), np.float32))
+    predict.predict_log.request.CopyFrom(request)
+    classify = prediction_log_pb2.PredictionLog()
+    classify.classify_log.request.CopyFrom(
+        of_examples(classification_pb2.ClassificationRequest, "any", "classify_x_to_y", example(x=1.0))
+    )
+    several = prediction_log_pb2.PredictionLog()
+    several.multi_inference_log.request.input.example_list.examples.extend([example(x=1.0)] * 3)
+    for name in ("regress_x_to_y", "classify_x_to_y"):
+        task = several.multi_inference_log.request.tasks.add()
+        task.model_spec.signature_name = name
+    several.log_metadata.model_spec.name = "any"
+    ran, lines = warmed([predict, classify, several])
+    assert ran == [
+        ("serving_default", ("y",), 2),
+        ("classify_x_to_y", ("classes", "scores"), 1),
+        ("regress_x_to_y", ("outputs",), 3),
+        ("classify_x_to_y", ("classes", "scores"), 3),
+    ]
+    assert [event for event, _ in lines] == ["loaded"]
+    assert warmed()[0] == [("serving_default", ("y",), 1)]
+
+
+def test_requests_that_cannot_be_read_do_no_harm(warmed):
+    unknown = prediction_log_pb2.PredictionLog()
+    unknown.predict_log.request.model_spec.signature_name = "x"
+    session = prediction_log_pb2.PredictionLog()
+    session.session_run_log.request.feed.add(name="x:0")
+    wrong = prediction_log_pb2.PredictionLog()
+    wrong.predict_log.request.CopyFrom(predict_request("any", x=np.ones(2)))
+    many = prediction_log_pb2.PredictionLog()
+    many.predict_log.request.CopyFrom(predict_request("any", x=np.ones((1, 1), np.float32)))
+    for arguments, error in (
+        (([unknown],), "FormatError"),
+        (([session],), "FormatError"),
+        (([wrong],), "RequestError"),
+        (([many] * 1001,), "FormatError"),
+        ((None, b"\7"), "FormatError"),
+        ((None, b"\xff" * 40), "FormatError"),
+        ((None, b"\1" + bytes(11) + b"\xff" + bytes(4)), "FormatError"),
+    ):
+        ran, lines = warmed(*arguments)
+        assert ran == []
+        assert lines == [("warm-up failed", error), ("loaded", None)]
 
 
 @pytest.fixture(scope="module")

@@ -21,6 +21,8 @@ from strongroom.model.reader import SealedModel
 from strongroom.serving.backend import Arrays, BackendOptions
 from strongroom.serving.status import Code, RequestError
 from strongroom.serving.tensors import BYTES, DTYPES, Signature, TensorSpec
+from strongroom.serving.tfs import warmup_requests
+from strongroom.serving.warmup import Sample
 from strongroom.web.logs import log
 
 __all__ = ["framework", "load", "set_threads"]
@@ -60,11 +62,12 @@ def set_threads(tf: Any, threads: int) -> None:
 class _Session:
     platform = "tensorflow_savedmodel"
 
-    def __init__(self, tf: Any, session: Any, definitions: Mapping[str, Any]) -> None:
+    def __init__(self, tf: Any, session: Any, definitions: Mapping[str, Any], requests: bytes) -> None:
         from tensorflow.core.protobuf.config_pb2 import CallableOptions
 
         self._invalid = (tf.errors.InvalidArgumentError, tf.errors.OutOfRangeError)
         self._session = session
+        self._requests = requests
         dtypes = {tf.as_dtype(name).as_datatype_enum: name for name in DTYPES if name != BYTES}
         dtypes[tf.string.as_datatype_enum] = BYTES
         self.signatures: dict[str, Signature] = {}
@@ -100,6 +103,11 @@ class _Session:
             ) from None
         values = dict(zip(spec.outputs, found, strict=True))
         return {name: _array(values[name], spec.outputs[name]) for name in outputs}
+
+    def samples(self) -> list[Sample]:
+        """See :class:`.warmup.WithSamples`."""
+        data, self._requests = self._requests, b""
+        return warmup_requests.samples(data, self.signatures)
 
     def close(self) -> None:
         self._calls.clear()
@@ -143,7 +151,9 @@ def load(model: SealedModel, options: BackendOptions) -> _Session:
                     f"The SavedModel has no graph with the tags {', '.join(map(str, tags))}.",
                     hint="options: {tags: […]}, as saved_model_cli show --dir DIRECTORY lists them.",
                 ) from None
-        return _Session(tf, session, graph.signature_def)
+            requests = os.path.join(directory, warmup_requests.PLACE)
+            data = tf.io.gfile.GFile(requests, "rb").read() if tf.io.gfile.exists(requests) else b""
+        return _Session(tf, session, graph.signature_def, data)
     except BaseException:
         session.close()
         raise
