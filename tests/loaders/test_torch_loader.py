@@ -1,3 +1,6 @@
+import io
+import logging
+import os
 import pickle
 import zipfile
 
@@ -308,3 +311,41 @@ def test_exported_program(tmp_path, seal, key):
     assert extra == {"labels": "one two"}
     assert torch.equal(mine.module()(x), program.module()(x))
     assert_same(dict(mine.state_dict), dict(program.state_dict))
+
+
+class Touches:
+    """Pickled, it makes a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (os.mkdir, (str(self.path),))
+
+
+def test_pickles_in_an_exported_program_are_not_run(tmp_path, seal, key, monkeypatch):
+    """torch runs them, where it cannot read what it expects: here in the place of the sample inputs."""
+    torch.export.save(torch.export.export(Net().eval(), (torch.randn(1, 16),)), tmp_path / "m.pt2")
+    ran = tmp_path / "ran"
+    hostile = io.BytesIO()
+    torch.save(Touches(ran), hostile)
+    with (
+        zipfile.ZipFile(tmp_path / "m.pt2") as old,
+        zipfile.ZipFile(tmp_path / "hostile.pt2", "w") as new,
+    ):
+        for name in old.namelist():
+            samples = "sample_inputs" in name
+            new.writestr(name, hostile.getvalue() if samples else old.read(name))
+    sealed = seal(tmp_path / "hostile.pt2")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with pytest.raises(pickle.UnpicklingError):
+        loader.export_load(sealed, key=key)
+    assert not ran.exists()
+    assert os.environ["TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD"] == "1"
+    assert "TORCH_FORCE_WEIGHTS_ONLY_LOAD" not in os.environ
+    monkeypatch.delenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    # torch says in its log that it does so, with a mistake in how.
+    monkeypatch.setattr(logging.getLogger("torch._export.serde.serialize"), "disabled", True)
+    with pytest.raises(AssertionError):  # what came out of the pickle is no sample
+        loader.export_load(sealed, key=key, weights_only=False)
+    assert ran.exists()

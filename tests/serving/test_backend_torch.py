@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
+from pathlib import Path
 from typing import NamedTuple, Optional
 
 import compiled_package
@@ -544,6 +546,19 @@ def test_weights_alone_are_no_program(load, tmp_path):
         assert "torch.export" in caught.value.hint
 
 
+def test_pickles_run_if_somebody_says_so(load, tmp_path, monkeypatch):
+    """A class of example inputs that is not torch's."""
+    program = torch.export.export(Layers(), (torch.zeros(2, 16),))
+    program._example_inputs = ((Path("/"),), {})
+    torch.export.save(program, tmp_path / "m.pt2")
+    with pytest.raises(UsageError, match="pickle of more than tensors") as caught:
+        load(tmp_path / "m.pt2")
+    assert "options: {weights_only: false}" in caught.value.hint
+    # torch says in its log that it does so, with a mistake in how.
+    monkeypatch.setattr(logging.getLogger("torch._export.serde.serialize"), "disabled", True)
+    assert load(tmp_path / "m.pt2", extra={"weights_only": False}).platform == "pytorch_export"
+
+
 def test_a_file_among_others(load, tmp_path):
     folder = tmp_path / "folder"
     folder.mkdir()
@@ -648,7 +663,9 @@ def package(tmp_path_factory):
     return path
 
 
+TRUSTED = {"allow_native_code": True}
 MASKED = {
+    "extra": TRUSTED,
     "inputs": [spec("mask", (-1, 1)), spec("x")],
     "outputs": [spec("z_0"), spec("y", (-1, 4))],
 }
@@ -671,6 +688,13 @@ def test_a_compiled_package(load, package):
             assert np.array_equal(value, x)  # it adds in place
 
 
+def test_machine_code_runs_if_somebody_says_so(load, package):
+    for extra in ({}, {"allow_native_code": False}, {"allow_native_code": "yes"}):
+        with pytest.raises(UsageError, match="is machine code") as caught:
+            load(package, **{**MASKED, "extra": extra})
+        assert "options: {allow_native_code: true}" in caught.value.hint
+
+
 def test_a_package_never_reads_beyond_its_inputs(load, package):
     """As configured, and not as compiled."""
     too_wide = {**MASKED, "inputs": [spec("mask", (-1, 1)), spec("x", (-1, -1))]}
@@ -688,20 +712,21 @@ def test_a_package_never_reads_beyond_its_inputs(load, package):
 
 def test_what_a_package_does_not_say(load, package):
     with pytest.raises(UsageError, match="dtypes and shapes of its inputs") as caught:
-        load(package)
+        load(package, extra=TRUSTED)
     assert "{name: input0, " in caught.value.hint
     assert "{name: mask, " in caught.value.hint
     with pytest.raises(UsageError, match="dtypes and shapes of its outputs") as caught:
-        load(package, inputs=MASKED["inputs"])
+        load(package, inputs=MASKED["inputs"], extra=TRUSTED)
     assert "{name: y, dtype: float32, shape: [-1, 4]}, {name: z_0, " in caught.value.hint
     own = [spec("a", (-1, 4)), spec("b")]
-    model = load(package, inputs=[spec("first"), spec("second", (-1, 1))], outputs=own)
+    inputs = [spec("first"), spec("second", (-1, 1))]
+    model = load(package, inputs=inputs, outputs=own, extra=TRUSTED)
     found = run(model, first=X, second=np.ones((2, 1), np.float32))
     assert np.array_equal(found["b"], X + 1)
 
 
 def test_a_package_in_several_threads(load, package):
-    model = load(package, extra={"num_runners": 2}, **MASKED)
+    model = load(package, **{**MASKED, "extra": {"num_runners": 2, **TRUSTED}})
 
     def ask(number):
         for rows in (1, 2, 7, 64) * 5:

@@ -16,8 +16,10 @@ from __future__ import annotations
 import inspect
 import os
 import pickle
+import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from typing import Any, Final
 
 from strongroom.errors import UsageError
@@ -52,6 +54,7 @@ __all__ = [
 
 _SUFFIXES: Final = (".pt", ".pth", ".bin", ".ckpt", ".tar", ".pkl")
 _FORCED: Final = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+_ENVIRONMENT: Final = threading.Lock()
 
 
 def load(
@@ -127,14 +130,20 @@ def export_load(
     key: KeySource | None = None,
     extra_files: dict[str, Any] | None = None,
     expected_opset_version: Mapping[str, int] | None = None,
+    weights_only: bool = True,
     path: str | None = None,
 ) -> torch.export.ExportedProgram:
     """``torch.export.load`` from a sealed model; every weight is decrypted into its own tensor.
 
+    Args:
+        weights_only: refuse pickles of anything but tensors, as :func:`load` does. torch would run the
+            code of their author. While this loads, ``torch.load`` in other threads refuses them too.
+
     Raises:
         StrongroomError: the model cannot be opened, or is not authentic.
+        pickle.UnpicklingError: ``weights_only`` refuses what the file holds.
     """
-    with opened(f, key) as model:
+    with opened(f, key) as model, _tensors_alone() if weights_only else nullcontext():
         name = pick(model, path, (".pt2",), "torch.export")
         return torch.export.load(
             model.open(name),  # type: ignore[arg-type]  # says IO[bytes], takes any such object
@@ -221,6 +230,21 @@ def load_into(
         keys.check(model.meta)
         state = load(model, "cpu", path=path)
     return module.load_state_dict(state, strict=strict, assign=assign)
+
+
+@contextmanager
+def _tensors_alone() -> Iterator[None]:
+    """``weights_only=True`` for whatever torch calls; where it takes no argument, the environment says it."""
+    with _ENVIRONMENT:
+        before = {name: os.environ.pop(name, None) for name in _FORCED}
+        os.environ[_FORCED[0]] = "1"
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                os.environ.pop(name, None)
+                if value is not None:
+                    os.environ[name] = value
 
 
 def _in_place(map_location: Any, pickle_load_args: Mapping[str, Any]) -> bool:

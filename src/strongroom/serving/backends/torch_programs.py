@@ -8,6 +8,7 @@ in the configuration.
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -30,6 +31,7 @@ __all__ = ["Program", "compiled", "exported", "torchscript"]
 Tensors = Sequence[Any]
 
 _CHECKS: Final = "AOTI_RUNTIME_CHECK_INPUTS"
+_NATIVE: Final = "allow_native_code"
 _TOO_SMALL: Final = "too small at 0, expected it to be >= 2"
 _ASSUMED: Final = 2
 """torch assumes of open dimensions that they are at least 2; exported programs take 0 and 1 all the same."""
@@ -108,7 +110,7 @@ def exported(model: SealedModel, name: str, options: BackendOptions) -> Program:
 
     Raises:
         FormatError: an input or output is nothing that protocols carry.
-        UsageError: the configuration does not fit.
+        UsageError: the configuration does not fit, or the file has pickles that it does not allow.
     """
     import torch
     from torch.export.graph_signature import ConstantArgument, TensorArgument
@@ -116,7 +118,14 @@ def exported(model: SealedModel, name: str, options: BackendOptions) -> Program:
 
     from strongroom.loaders import torch as loader
 
-    program: Any = loader.export_load(model, path=name, **options.extra)
+    try:
+        program: Any = loader.export_load(model, path=name, **options.extra)
+    except pickle.UnpicklingError:
+        raise UsageError(
+            f"{name} holds a pickle of more than tensors, which runs code of its author.",
+            hint="Export it with tensors alone for its example inputs; or, if you trust who sealed it, "
+            "options: {weights_only: false}.",
+        ) from None
     values = {node.name: node.meta.get("val") for node in program.graph.nodes}
     given = [one.arg for one in program.graph_signature.input_specs if one.kind.name == "USER_INPUT"]
     taken = [one.arg for one in program.graph_signature.output_specs if one.kind.name == "USER_OUTPUT"]
@@ -176,16 +185,23 @@ def compiled(model: SealedModel, name: str, options: BackendOptions) -> Program:
     """A package of AOTInductor.
 
     Raises:
-        UsageError: the configuration has no inputs, or does not fit.
+        UsageError: the configuration has no inputs, or does not fit; or nobody has said that code out of
+            this model may run.
     """
     import torch
     from torch.utils import _pytree as pytree
 
     from strongroom.loaders import torch as loader
 
+    extra = dict(options.extra)
+    if extra.pop(_NATIVE, False) is not True:
+        raise UsageError(
+            f"{name} is machine code, and would run with all that this server may do.",
+            hint=f"If you trust who sealed it: options: {{{_NATIVE}: true}}.",
+        )
     # Compiled code reads as far as it was compiled for, whatever the size of the tensor.
     os.environ.setdefault(_CHECKS, "1")
-    package = loader.aoti_load_package(model, path=name, **options.extra)
+    package = loader.aoti_load_package(model, path=name, **extra)
     given, taken = (
         [path for path, _ in pytree.tree_flatten_with_path(tree.unflatten(range(tree.num_leaves)))[0]]
         for tree in map(pytree.treespec_loads, package.loader.get_call_spec())
