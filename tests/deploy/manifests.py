@@ -53,7 +53,8 @@ def compose_overrides() -> list[Path]:
 
 
 @cache
-def _kustomized(name: str) -> str:
+def kustomized(name: str) -> list[dict[str, Any]]:
+    """The objects of an overlay, as kubectl builds them. Nobody changes them: all tests share them."""
     kubectl = shutil.which("kubectl") or shutil.which("kustomize")
     if kubectl is None:
         pytest.skip("neither kubectl nor kustomize is installed")
@@ -63,12 +64,7 @@ def _kustomized(name: str) -> str:
     )
     assert done.returncode == 0, done.stderr
     assert "arning" not in done.stderr, done.stderr
-    return done.stdout
-
-
-def kustomized(name: str) -> list[dict[str, Any]]:
-    """The objects of an overlay, as kubectl builds them."""
-    return list(yaml.safe_load_all(_kustomized(name)))
+    return list(yaml.safe_load_all(done.stdout))
 
 
 def files_of_kubernetes() -> list[Path]:
