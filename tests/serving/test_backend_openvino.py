@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import ml_dtypes
 import numpy as np
 import onnx
@@ -19,6 +21,7 @@ from onnx_graphs import FLOAT, doubling, graph, identity, tensor
 
 from strongroom.errors import FormatError, NotFound, UsageError
 from strongroom.loaders import openvino as loader
+from strongroom.serving.backends.openvino_requests import Requests
 from strongroom.serving.call import Call
 from strongroom.serving.status import Code, RequestError
 from strongroom.serving.tensors import TensorSpec
@@ -225,6 +228,42 @@ def test_who_runs_beside_one_that_fails_has_the_right_answers(from_onnx, monkeyp
                 assert np.array_equal(found, (x * number).reshape(rows, -1))
 
     at_once(4, ask)
+
+
+def test_a_compilation_that_fails_is_tried_again():
+    class Compiled:
+        def get_property(self, name):
+            return 1
+
+        def create_infer_request(self):
+            return SimpleNamespace(query_state=list)
+
+    answers = iter([Compiled(), MemoryError(), Compiled()])
+
+    def compiled():
+        found = next(answers)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def fail(request):
+        raise KeyError
+
+    requests = Requests(compiled)
+    with pytest.raises(KeyError):
+        requests.run(fail)
+    with pytest.raises(MemoryError):
+        requests.run(id)
+    assert requests.run(lambda request: "sound") == "sound"
+
+
+def test_a_model_that_the_device_cannot_run(from_onnx):
+    content = graph(
+        [("Relu", ["x"], ["y"], {})], [tensor("x", FLOAT, None)], [tensor("y", FLOAT, None)]
+    )
+    with pytest.raises(FormatError, match="cannot compile this model for CPU") as caught:
+        from_onnx(content)
+    assert "dynamic rank" in caught.value.hint
 
 
 def test_what_a_model_keeps_is_not_the_next_clients(load, tmp_path):

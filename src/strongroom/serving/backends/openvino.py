@@ -115,7 +115,7 @@ def load(model: SealedModel, options: BackendOptions) -> _Compiled:
     """A compiled model; ``options.extra`` has the properties of the device, and ``device_name``, ``weights``.
 
     Raises:
-        FormatError: an input or output is no tensor of a dtype that is served.
+        FormatError: an input or output is no tensor of a dtype that is served, or the device cannot run it.
         UsageError: there is no such device or property here, or one that writes to the disk.
     """
     from strongroom.loaders import openvino as loader
@@ -136,7 +136,14 @@ def load(model: SealedModel, options: BackendOptions) -> _Compiled:
     def compiled() -> Any:
         return core.compile_model(read, device, {**config, "CACHE_DIR": ""})
 
-    return _Compiled(read, compiled, options)
+    try:
+        return _Compiled(read, compiled, options)
+    except RuntimeError as error:
+        # Of the lines before the last, most are places in its source code.
+        raise FormatError(
+            f"OpenVINO cannot compile this model for {device}.",
+            hint=str(error).strip().splitlines()[-1],
+        ) from None
 
 
 def _check(core: Any, device: Any, config: dict[str, Any]) -> None:
