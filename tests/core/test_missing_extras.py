@@ -116,6 +116,17 @@ def test_reports_of_snp_need_cryptography_alone():
     assert not verify(Evidence("snp", report, (key, chain)), context).debug
 
 
+def test_servers_of_others_without_their_extras():
+    ray = importlib.import_module("strongroom.integrations.ray")
+    for make in (lambda: ray.application("m=/m.sealed"), lambda: ray.build({})):
+        with pytest.raises(MissingExtra) as caught:
+            make()
+        assert caught.value.hint == 'pip install "strongroom[ray]"'
+    with pytest.raises(MissingExtra) as caught:
+        importlib.import_module("strongroom.integrations.kserve")
+    assert caught.value.hint == 'pip install "strongroom[kserve]"'
+
+
 def test_a_key_server_without_the_extra():
     with pytest.raises(ImportError):
         importlib.import_module("strongroom.keyserver.app")

@@ -12,6 +12,7 @@ import pytest
 
 from strongroom.errors import ReleaseDenied, ServerUnavailable
 from strongroom.integrations.asgi import Application
+from strongroom.integrations.ray import SealedModels
 from strongroom.integrations.starting import wait_until_ready
 from strongroom.serving.config import ClientRule, ModelConfig
 from strongroom.serving.engine import Engine
@@ -130,6 +131,21 @@ def test_messages_are_bytes_alone(engine):
     assert start["status"] == 200
     assert len(pieces) > 1
     assert {type(one["body"]) for one in pieces} == {bytes}
+
+
+def test_a_replica_of_ray_says_what_it_is_missing(tmp_path, engine):
+    replica = SealedModels.__new__(SealedModels)
+    replica._engine = engine
+    asyncio.run(replica.check_health())
+    (tmp_path / "late").write_text("")
+    away = Loads(*(ServerUnavailable("It is away.") for _ in range(100)))
+    replica._engine = Engine([ModelConfig("late", str(tmp_path / "late"))], away, poll=0)
+    replica._engine.start()
+    try:
+        with pytest.raises(RequestError, match="late"):
+            asyncio.run(replica.check_health())
+    finally:
+        replica._engine.close(0)
 
 
 def test_websockets_are_refused(engine):

@@ -166,6 +166,15 @@ def test_v2_binary(server):
     assert np.array_equal(np.frombuffer(data, np.float32), 2 * X.ravel())
 
 
+def test_numbers_that_json_does_not_have(server):
+    large = json.dumps({"instances": [[3e38] * 16]})
+    status, _, found = server.ask("POST", "/v1/models/m:predict", large)
+    assert (status, json.loads(found)) == (200, {"predictions": [[float("inf")] * 16]})
+    tensor = {"shape": [1, 16], "data": [3e38] * 16}
+    status, _, found = server.ask("POST", "/v2/models/m/infer", request(tensor=tensor))
+    assert (status, json.loads(found)["outputs"][0]["data"]) == (200, [None] * 16)
+
+
 def test_v2_metadata(server):
     found = json.loads(server.ask("GET", "/v2/models/m")[2])
     assert found["inputs"] == [{"name": "x", "datatype": "FP32", "shape": [-1, 16]}]

@@ -6,6 +6,7 @@ import http.client
 import json
 import logging
 import os
+import re
 import shutil
 import signal
 import socket
@@ -22,6 +23,7 @@ with warnings.catch_warnings():
 
 import psutil
 import ray
+import yaml
 from caches import Cache, eventually
 from ray import serve
 from ray.serve.context import _get_global_client
@@ -351,6 +353,15 @@ def _kept(node):
     for one in Path(f"/proc/{raylet.pid}/fd").iterdir():
         if "plasma" in os.readlink(one):
             yield one
+
+
+def test_the_configuration_file_of_the_page_is_one():
+    page = Path(__file__).parents[2] / "docs" / "how-to" / "serve-on-ray.md"
+    (text,) = re.findall(r"^```yaml\n(.*?)^```$", page.read_text(), re.M | re.S)
+    config = ServeDeploySchema.model_validate(yaml.safe_load(text))
+    (found,) = config.applications
+    assert found.import_path == f"{ours.build.__module__}:{ours.build.__name__}"
+    assert isinstance(ours.build(found.args), serve.Application)
 
 
 @pytest.mark.parametrize("key", [b"0" * 32, "A" * 43, "hpke-x25519-secret:AAAA"])

@@ -63,8 +63,7 @@ def application(
         UsageError: a model or key is not said as above.
         MissingExtra: Ray Serve is not installed.
     """
-    if find_spec("ray") is None or find_spec("grpc") is None:
-        raise MissingExtra("Ray Serve", "ray")
+    _require_ray()
     from ray import serve
 
     deployment = serve.deployment(serve.ingress()(SealedModels))
@@ -86,6 +85,7 @@ def build(args: dict[str, Any]) -> Application:
         UsageError: something else is said.
         MissingExtra: Ray Serve is not installed.
     """
+    _require_ray()
     from strongroom.serving.config_files import models_of_document, read_models
 
     rest = dict(args)
@@ -99,6 +99,11 @@ def build(args: dict[str, Any]) -> Application:
                 hint="Known: models, config, key, max_request_bytes, poll, patience.",
             )
     return application(*models, **rest)
+
+
+def _require_ray() -> None:
+    if find_spec("ray") is None or find_spec("grpc_health") is None:
+        raise MissingExtra("Ray Serve", "ray")
 
 
 def _configs(models: Sequence[ModelConfig | str], key: str | None) -> list[ModelConfig]:
