@@ -56,8 +56,31 @@ def test_what_is_wrong_is_found(overlay):
         kubernetes_validate.validate(wrong, VERSIONS[0], strict=True)
 
 
-def test_files_and_patches_are_all_used(overlay):
-    """A patch without a target is an error of kubectl's; a file that nobody names is one of ours."""
+def parts_of(path):
+    """A kustomization, and all that it is made of."""
+    content = yaml.safe_load((path / "kustomization.yaml").read_text())
+    yield content
+    for one in [*content.get("resources", []), *content.get("components", [])]:
+        if (path / one).is_dir():
+            yield from parts_of(path / one)
+
+
+def test_every_patch_has_a_target(overlay):
+    """One that names its target by a selector, and finds none, is passed over by kubectl."""
+    found = 0
+    for content in parts_of(KUBERNETES / overlay):
+        for patch in content.get("patches", []):
+            if "target" in patch:
+                name = re.compile(patch["target"]["name"])
+                assert any(
+                    name.fullmatch(one["metadata"]["name"])
+                    for one in of(overlay, patch["target"]["kind"])
+                )
+                found += 1
+    assert bool(found) is (overlay != "base")
+
+
+def test_files_are_all_used(overlay):
     named = set()
     for path in KUBERNETES.rglob("kustomization.yaml"):
         content = yaml.safe_load(path.read_text())
