@@ -1,13 +1,9 @@
-"""PyTorch behind the server: TorchScript, exported programs, compiled packages."""
+"""PyTorch behind the server: TorchScript, and what holds for exported programs too."""
 
 from __future__ import annotations
 
-import logging
-import shutil
-from pathlib import Path
 from typing import NamedTuple, Optional
 
-import compiled_package
 import numpy as np
 import pytest
 import torch
@@ -20,15 +16,13 @@ from backends import (
     read_only,
     run,
 )
+from torch_models import ROWS, Identity, Layers, Looks, Two, X, export, plain, script, spec
 
-from strongroom.errors import FormatError, UsageError
-from strongroom.serving.call import Call
+from strongroom.errors import UsageError
 from strongroom.serving.status import Code, RequestError
 from strongroom.serving.tensors import DTYPES, TensorSpec
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
-ROWS = torch.export.Dim("rows", min=1, max=64)
-WIDE = (-1, 16)
 
 
 @pytest.fixture
@@ -36,50 +30,6 @@ def load(tmp_path):
     made = Loader(tmp_path)
     yield made
     made.close()
-
-
-def spec(name, shape=WIDE, dtype="float32"):
-    return TensorSpec(name, dtype, shape)
-
-
-def script(folder, module):
-    path = folder / "m.pt"
-    torch.jit.script(module.eval()).save(path)
-    return path
-
-
-def export(folder, module, *args, shapes=None, **kwargs):
-    path = folder / "m.pt2"
-    program = torch.export.export(module.eval(), args, kwargs, dynamic_shapes=shapes)
-    torch.export.save(program, path)
-    return path
-
-
-class Layers(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        torch.manual_seed(0)
-        self.layers = torch.nn.Sequential(
-            torch.nn.Linear(16, 8), torch.nn.ReLU(), torch.nn.Linear(8, 4)
-        )
-
-    def forward(self, x):
-        return self.layers(x)
-
-
-class Identity(torch.nn.Module):
-    def forward(self, x):
-        return x.view(x.size())
-
-
-class Two(torch.nn.Module):
-    def forward(self, x, y):
-        return x - y, (x + y).sum(1)
-
-
-def plain(module, *args):
-    with torch.inference_mode():
-        return module.eval()(*args)
 
 
 def test_torchscript_answers_as_the_module(load, tmp_path):
@@ -258,9 +208,6 @@ class TakesAText(torch.nn.Module):
         return x if mode == "a" else -x
 
 
-X = np.arange(32, dtype=np.float32).reshape(2, 16)
-
-
 def test_what_torchscript_gives(load, tmp_path):
     sums, twice = spec("sum", (-1,)), spec("twice")
     model = load(script(tmp_path, GivesADict()), inputs=[spec("x")], outputs=[sums, twice])
@@ -351,15 +298,6 @@ def test_outputs_that_are_not_as_configured(load, tmp_path):
         run(model, x=X, y=X)
 
 
-class Looks(torch.nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.table = torch.nn.Embedding(4, 2)
-
-    def forward(self, x):
-        return self.table(x).sum(1)
-
-
 class Reshapes(torch.nn.Module):
     def forward(self, x):
         return x.reshape(-1, 3)
@@ -397,16 +335,6 @@ def test_whose_fault_it_is(load, tmp_path, kind, x, good, bad):
     assert caught.value.__cause__ is None
 
 
-def test_an_exported_program_checks_too(load, tmp_path):
-    path = export(tmp_path, Looks(), torch.zeros(2, 1, dtype=torch.int64), shapes={"x": {0: ROWS}})
-    model = load(path)
-    run(model, x=np.array([[1]]))
-    with pytest.raises(RequestError) as caught:
-        run(model, x=np.array([[31337]]))
-    assert caught.value.code is Code.INVALID_ARGUMENT
-    assert "31337" not in caught.value.message
-
-
 def test_memory_that_is_not_there_is_not_the_models_fault(load, tmp_path):
     model = load(
         script(tmp_path, Fills()), inputs=[spec("x", (1,), "int64")], outputs=[spec("y", (-1,))]
@@ -417,146 +345,12 @@ def test_memory_that_is_not_there_is_not_the_models_fault(load, tmp_path):
     assert run(model, x=np.array([2]))["y"].tolist() == [0, 0]
 
 
-class Everything(torch.nn.Module):
-    """Dicts in and out, a flag, nothing, a number; and a keyword."""
-
-    def forward(self, x, pair, flag, nothing, *, scale):
-        first = x * scale if flag else x
-        return {"first": first, "rest": (pair["a"].sum(1), pair["b"][0], nothing), "n": 3}
-
-
-def test_what_an_exported_program_says(load, tmp_path):
-    pair = {"a": torch.zeros(2, 16), "b": (torch.zeros(2, 5, dtype=torch.int32),)}
-    shapes = {
-        "x": {0: ROWS},
-        "pair": {"a": {0: ROWS}, "b": ({0: ROWS},)},
-        "flag": None,
-        "nothing": None,
-        "scale": {0: ROWS},
-    }
-    path = export(
-        tmp_path,
-        Everything(),
-        *(torch.zeros(2, 16), pair, True, None),
-        scale=torch.zeros(2, 1),
-        shapes=shapes,
-    )
-    model = load(path)
-    assert model.platform == "pytorch_export"
-    signature = model.signatures["serving_default"]
-    assert [*signature.inputs.values()] == [
-        spec("x"),
-        spec("pair_a"),
-        spec("pair_b_0", (-1, 5), "int32"),
-        spec("scale", (-1, 1)),
-    ]
-    assert [*signature.outputs.values()] == [
-        spec("first"),
-        spec("rest_0", (-1,)),
-        spec("rest_1", (-1, 5), "int32"),
-    ]
-    assert signature.batched
-    for rows in (1, 2, 64, 0):
-        x = np.random.default_rng(0).random((rows, 16), np.float32)
-        b = np.arange(5 * rows, dtype=np.int32).reshape(rows, 5)
-        scale = np.full((rows, 1), 3, np.float32)
-        found = run(model, x=x, pair_a=x, pair_b_0=b, scale=scale)
-        assert np.array_equal(found["first"], x * 3)
-        np.testing.assert_allclose(found["rest_0"], x.sum(1), rtol=1e-5)
-        assert np.array_equal(found["rest_1"], b)
-
-
-def test_open_dimensions_have_bounds_and_belong_together(load, tmp_path):
-    rows = torch.export.Dim("rows", min=4, max=64)
-    path = export(
-        tmp_path, Two(), torch.zeros(8, 16), torch.zeros(8, 16), shapes={"x": {0: rows}, "y": {0: rows}}
-    )
-    model = load(path)
-    for x, y, says in (
-        (3, 3, "Input x has 3 in dimension 0, and the model takes at least 4"),
-        (65, 65, "Input x has 65 in dimension 0, and the model takes at most 64"),
-        (8, 9, "Input y has 9 in dimension 0, and the model wants 8, as elsewhere"),
-    ):
-        with pytest.raises(RequestError, match=says) as caught:
-            model.run(
-                "serving_default",
-                {"x": np.zeros((x, 16), np.float32), "y": np.zeros((y, 16), np.float32)},
-                ("output0",),
-            )
-        assert caught.value.code is Code.INVALID_ARGUMENT
-
-
-class Halves(torch.nn.Module):
-    def forward(self, x, y):
-        return x[::2] + y
-
-
-def test_dimensions_that_are_computed_are_checked_by_the_program(load, tmp_path):
-    half = torch.export.Dim("half", min=1, max=64)
-    shapes = {"x": {0: 2 * half}, "y": {0: half}}
-    model = load(export(tmp_path, Halves(), torch.zeros(8, 16), torch.zeros(4, 16), shapes=shapes))
-    assert not model.signatures["serving_default"].batched
-    four, eight = np.ones((4, 16), np.float32), np.ones((8, 16), np.float32)
-    assert run(model, x=eight, y=four)["output0"].shape == (4, 16)
-    with pytest.raises(RequestError, match="cannot compute with these values"):
-        run(model, x=four, y=four)
-
-
-def test_names_of_your_own_for_an_exported_program(load, tmp_path):
-    shapes = {"x": {0: ROWS}, "y": {0: ROWS}}
-    path = export(tmp_path, Two(), torch.zeros(2, 16), torch.zeros(2, 16), shapes=shapes)
-    own = {
-        "inputs": (spec("left"), spec("right")),
-        "outputs": (spec("difference"), spec("sum", (-1,))),
-    }
-    servable = load.servable(path, **own)
-    found = servable.infer(Call("m", {"left": X, "right": X / 2})).outputs
-    assert np.array_equal(found["difference"], X / 2)
-    with pytest.raises(UsageError, match="are output0, output1, and not d"):
-        load(path, outputs=[spec("d"), spec("output1", (-1,))])
-    with pytest.raises(UsageError, match="not as configured"):
-        load.servable(path, inputs=(spec("x"), spec("y", (-1, 3))))
-
-
-class Times(torch.nn.Module):
-    def forward(self, x, n: int):
-        return x * n
-
-
-class Sizes(torch.nn.Module):
-    def forward(self, x):
-        return x.shape[0]
-
-
-def test_exported_programs_that_cannot_be_served(load, tmp_path):
-    shapes = {"x": None, "n": torch.export.Dim.DYNAMIC}
-    with pytest.raises(FormatError, match=r"input n of m\.pt2 is a number"):
-        load(export(tmp_path, Times(), torch.zeros(2), 3, shapes=shapes))
-    with pytest.raises(FormatError, match="no outputs that are tensors"):
-        load(export(tmp_path, Sizes(), torch.zeros(2), shapes={"x": {0: torch.export.Dim.DYNAMIC}}))
-    with pytest.raises(FormatError, match=r"x has the dtype torch\.float8_e5m2"):
-        load(export(tmp_path, Identity(), torch.zeros(2, dtype=torch.float8_e5m2)))
-
-
 def test_weights_alone_are_no_program(load, tmp_path):
     torch.save(Layers().state_dict(), tmp_path / "m.pt")
     for backend in (None, "torch", "torchscript"):
         with pytest.raises(UsageError, match="weights without the program") as caught:
             load(tmp_path / "m.pt", backend)
         assert "torch.export" in caught.value.hint
-
-
-def test_pickles_run_if_somebody_says_so(load, tmp_path, monkeypatch):
-    """A class of example inputs that is not torch's."""
-    program = torch.export.export(Layers(), (torch.zeros(2, 16),))
-    program._example_inputs = ((Path("/"),), {})
-    torch.export.save(program, tmp_path / "m.pt2")
-    with pytest.raises(UsageError, match="pickle of more than tensors") as caught:
-        load(tmp_path / "m.pt2")
-    assert "options: {weights_only: false}" in caught.value.hint
-    # torch says in its log that it does so, with a mistake in how.
-    monkeypatch.setattr(logging.getLogger("torch._export.serde.serialize"), "disabled", True)
-    assert load(tmp_path / "m.pt2", extra={"weights_only": False}).platform == "pytorch_export"
 
 
 def test_a_file_among_others(load, tmp_path):
@@ -652,86 +446,3 @@ def test_closing_frees_the_weights(load, tmp_path, exported):
         return model
 
     frees_what_it_held(make, Large.SIZE)
-
-
-@pytest.fixture(scope="module")
-def package(tmp_path_factory):
-    if shutil.which("g++") is None:
-        pytest.skip("packages are compiled with g++, which is not installed")
-    path = tmp_path_factory.mktemp("package") / "m.pt2"
-    path.write_bytes(compiled_package.package())
-    return path
-
-
-TRUSTED = {"allow_native_code": True}
-MASKED = {
-    "extra": TRUSTED,
-    "inputs": [spec("mask", (-1, 1)), spec("x")],
-    "outputs": [spec("z_0"), spec("y", (-1, 4))],
-}
-
-
-def test_a_compiled_package(load, package):
-    model = load(package, **MASKED)
-    assert model.platform == "torch_aoti"
-    assert model.signatures["serving_default"].batched
-    network = compiled_package.network()
-    for rows in (2, 1, 0, 1, 64):
-        x = np.random.default_rng(rows).random((rows, 16), np.float32)
-        mask = np.full((rows, 1), 0.5, np.float32)
-        with torch.inference_mode():
-            expected = network(torch.from_numpy(x.copy()), mask=torch.from_numpy(mask))
-        for value in (x.copy(), read_only(x.copy())):
-            found = run(model, x=value, mask=mask)
-            np.testing.assert_allclose(found["y"], expected["y"], rtol=1e-4, atol=1e-5)
-            assert np.array_equal(found["z_0"], x + 1)
-            assert np.array_equal(value, x)  # it adds in place
-
-
-def test_machine_code_runs_if_somebody_says_so(load, package):
-    for extra in ({}, {"allow_native_code": False}, {"allow_native_code": "yes"}):
-        with pytest.raises(UsageError, match="is machine code") as caught:
-            load(package, **{**MASKED, "extra": extra})
-        assert "options: {allow_native_code: true}" in caught.value.hint
-
-
-def test_a_package_never_reads_beyond_its_inputs(load, package):
-    """As configured, and not as compiled."""
-    too_wide = {**MASKED, "inputs": [spec("mask", (-1, 1)), spec("x", (-1, -1))]}
-    model = load(package, **too_wide)
-    mask = np.ones((2, 1), np.float32)
-    run(model, x=np.zeros((2, 16), np.float32), mask=mask)
-    for shape in ((2, 15), (2, 1), (2, 0)):
-        with pytest.raises(RequestError) as caught:
-            run(model, x=np.zeros(shape, np.float32), mask=mask)
-        assert caught.value.code is Code.INVALID_ARGUMENT
-    wrong = {**MASKED, "inputs": [spec("mask", (-1, 1)), spec("x", dtype="float64")]}
-    with pytest.raises(RuntimeError):
-        run(load(package, **wrong), x=np.zeros((2, 16)), mask=mask)
-
-
-def test_what_a_package_does_not_say(load, package):
-    with pytest.raises(UsageError, match="dtypes and shapes of its inputs") as caught:
-        load(package, extra=TRUSTED)
-    assert "{name: input0, " in caught.value.hint
-    assert "{name: mask, " in caught.value.hint
-    with pytest.raises(UsageError, match="dtypes and shapes of its outputs") as caught:
-        load(package, inputs=MASKED["inputs"], extra=TRUSTED)
-    assert "{name: y, dtype: float32, shape: [-1, 4]}, {name: z_0, " in caught.value.hint
-    own = [spec("a", (-1, 4)), spec("b")]
-    inputs = [spec("first"), spec("second", (-1, 1))]
-    model = load(package, inputs=inputs, outputs=own, extra=TRUSTED)
-    found = run(model, first=X, second=np.ones((2, 1), np.float32))
-    assert np.array_equal(found["b"], X + 1)
-
-
-def test_a_package_in_several_threads(load, package):
-    model = load(package, **{**MASKED, "extra": {"num_runners": 2, **TRUSTED}})
-
-    def ask(number):
-        for rows in (1, 2, 7, 64) * 5:
-            x = np.full((rows, 16), number, np.float32)
-            found = run(model, x=x, mask=np.ones((rows, 1), np.float32))
-            assert np.array_equal(found["z_0"], x + 1)
-
-    at_once(4, ask)
