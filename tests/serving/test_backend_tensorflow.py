@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
+from base64 import urlsafe_b64encode
 from contextlib import suppress
 
 import ml_dtypes
@@ -18,7 +20,11 @@ import strongroom
 from strongroom.errors import FormatError, UsageError
 from strongroom.serving.backend import BackendOptions
 from strongroom.serving.backends import registry, tensorflow
+from strongroom.serving.call import Call
 from strongroom.serving.checking import check_inputs
+from strongroom.serving.config import Batching, ModelConfig
+from strongroom.serving.engine import Engine
+from strongroom.serving.loading import load_servable
 from strongroom.serving.status import Code, RequestError
 
 KEY = bytes(range(32))
@@ -236,10 +242,69 @@ def test_threads_are_those_of_the_first_model(folder, tmp_path, monkeypatch):
             lines.append((event, members))
 
     monkeypatch.setattr(tensorflow, "log", Log())
+    sealed(folder, tmp_path / "m").close()
     used = tensorflow._THREADS[0]
     for wanted in (0, used, used + 1):
         sealed(folder, tmp_path / "m", threads=wanted).close()
     assert lines == [("TensorFlow keeps its threads", {"wanted": used + 1, "threads": used})]
+
+
+def test_versions_are_swapped_under_load(tmp_path):
+    """Two SavedModels at a time in one process, and no request that fails."""
+    (tmp_path / "key").write_bytes(urlsafe_b64encode(KEY))
+    versions = tmp_path / "versions"
+    for number in range(1, 5):
+        module = tf.Module()
+        module.factor = tf.Variable(float(number))
+
+        @tf.function(input_signature=[tf.TensorSpec([None], tf.float32, "x")])
+        def serve(x, module=module):
+            return {"y": module.factor * x}
+
+        tf.saved_model.save(module, tmp_path / "plain" / str(number), signatures=serve)
+        strongroom.seal(tmp_path / "plain" / str(number), tmp_path / str(number), key=KEY)
+    versions.mkdir()
+    (tmp_path / "1").rename(versions / "1")
+    config = ModelConfig("m", str(versions), key=str(tmp_path / "key"), batching=Batching(4, 0.001))
+    engine = Engine([config], load_servable, poll=0.01)
+    wrong, seen, end = [], set(), threading.Event()
+
+    def ask():
+        x = np.ones(2, np.float32)
+        while not end.is_set():
+            try:
+                answer = engine.infer(Call("m", {"x": x}))
+            except Exception as error:
+                wrong.append(error)
+                return
+            seen.add(answer.version)
+            if answer.outputs["y"].tolist() != [answer.version] * 2:
+                wrong.append(answer)
+
+    threads = [threading.Thread(target=ask) for _ in range(3)]
+    engine.start()
+    try:
+        until(engine.ready)
+        for one in threads:
+            one.start()
+        for number in range(1, 5):
+            if number > 1:
+                (tmp_path / str(number)).rename(versions / str(number))
+            until(lambda number=number: number in seen or wrong)
+    finally:
+        end.set()
+        for one in threads:
+            one.join()
+        engine.close(5)
+    assert not wrong
+    assert seen == {1, 2, 3, 4}
+
+
+def until(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.005)
 
 
 APART = """

@@ -87,11 +87,12 @@ def load(model: SealedModel, options: BackendOptions) -> _Model:
         )
     os.environ.setdefault("KERAS_BACKEND", _TENSORFLOW)
     tf = framework()
+
+    from strongroom.loaders.keras import load_model  # before Keras: it says how to install what is missing
+
     set_threads(tf, options.threads)
 
     import keras
-
-    from strongroom.loaders.keras import load_model
 
     if keras.backend.backend() != _TENSORFLOW:
         raise UsageError(
