@@ -88,7 +88,8 @@ def load(model: SealedModel, options: BackendOptions) -> _Model:
     os.environ.setdefault("KERAS_BACKEND", _TENSORFLOW)
     tf = framework()
 
-    from strongroom.loaders.keras import load_model  # before Keras: it says how to install what is missing
+    # Before Keras itself: it says how to install what is missing.
+    from strongroom.loaders.keras import load_model
 
     set_threads(tf, options.threads)
 
