@@ -11,7 +11,14 @@ import numpy as np
 from strongroom.serving.backend import Arrays
 from strongroom.serving.tensors import Signature
 
-__all__ = ["Answer", "Call", "Client"]
+__all__ = ["Answer", "Call", "Client", "Elsewhere"]
+
+
+class Elsewhere(BaseException):
+    """A call that must not wait would have to; nothing has happened for it, and nobody was told.
+
+    No failure: whoever handles those lets it pass.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +54,7 @@ class Call:
         api: ``tfs`` or ``v2``, for the numbers.
         transport: ``rest`` or ``grpc``.
         cancelled: set by the transport when the client has gone.
+        at_once: it is answered without waiting for anything, or :class:`Elsewhere` is raised.
     """
 
     model: str
@@ -60,6 +68,7 @@ class Call:
     api: str = "v2"
     transport: str = "rest"
     cancelled: bool = False
+    at_once: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from strongroom.errors import StrongroomError
 from strongroom.serving.call import Call, Client
 from strongroom.serving.clients import client_of, with_token
+from strongroom.serving.grpc_threads import AT_ONCE
 from strongroom.serving.messages import method_types
 from strongroom.serving.status import Code, RequestError, code_of
 
@@ -41,6 +42,9 @@ class Context:
     def watch(self, call: Call) -> Call:
         """Give the call deadline and client, and note on it when the client has gone."""
         call.client, call.deadline, call.transport = self.client, self.deadline, "grpc"
+        if hasattr(self._context, AT_ONCE):
+            call.at_once = True
+            return call
 
         def gone() -> None:
             call.cancelled = True
@@ -140,11 +144,18 @@ def _guarded_stream(
     return answers
 
 
-def caller(context: Any) -> Client:
-    """Who asks, from the context of a call; found once for each: gRPC gives the address away slowly."""
+def caller(context: Any, tls: bool = True) -> Client:
+    """Who asks, from the context of a call; found once for each: gRPC gives the address away slowly.
+
+    Args:
+        context: of gRPC.
+        tls: there may be a certificate.
+    """
     found: Client | None = getattr(context, _CALLER, None)
     if found is None:
-        certificate = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
+        certificate = None
+        if tls:
+            certificate = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
         found = client_of(context.peer(), certificate)
         for name, value in context.invocation_metadata():
             if name == "authorization" and isinstance(value, str):

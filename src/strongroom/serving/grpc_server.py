@@ -20,9 +20,10 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 
 from strongroom.errors import Unavailable
 from strongroom.serving.access_log import AccessLog
+from strongroom.serving.call import Elsewhere
 from strongroom.serving.clients import Access
 from strongroom.serving.grpc_calls import caller
-from strongroom.serving.grpc_threads import Threads
+from strongroom.serving.grpc_threads import AT_ONCE, Threads
 from strongroom.serving.messages import method_types, pool
 from strongroom.serving.metrics import Metrics
 from strongroom.serving.settings import Listen, RequestLimits
@@ -36,6 +37,13 @@ __all__ = ["GrpcServer"]
 _CODES: Final = {one.value[0]: one for one in grpc.StatusCode}
 _APIS: Final = {"inference": "v2", "tensorflow": "tfs"}
 _ADMIN: Final = frozenset({"RepositoryModelLoad", "RepositoryModelUnload", "HandleReloadConfigRequest"})
+_QUICK: Final = frozenset({"ModelInfer", "Predict"})
+"""Methods that are answered by the thread that reads, where the model takes no time."""
+
+_ELSEWHERE_SECONDS: Final = 0.05
+"""For which a model that had to be waited for is not asked in vain."""
+
+_UNKNOWN: Final = Code.UNKNOWN.value
 _METADATA: Final = 32 << 10
 _CONNECTION_AGE: Final = 3_600_000
 """Milliseconds after which a client connects, and shows its certificate, anew."""
@@ -73,10 +81,10 @@ class GrpcServer:
         self._health = health.HealthServicer()
         self._said: dict[str, int] = {}
         threads = Threads(limits.grpc_threads, limits.body_seconds)
+        tls = certificates is not None
         self._server = grpc.server(
             threads,
-            handlers=tuple(handlers),
-            interceptors=(_Guard(threads.arrived, access, metrics, access_log, tracing),),
+            handlers=(_Guard(handlers, threads, access, metrics, access_log, tracing, tls),),
             options=_options(limits),
             maximum_concurrent_rpcs=limits.grpc_threads + limits.grpc_waiting,
         )
@@ -145,32 +153,36 @@ def _options(limits: RequestLimits) -> list[tuple[str, int]]:
     ]
 
 
-class _Guard(grpc.ServerInterceptor):  # type: ignore[misc]
+class _Guard(grpc.GenericRpcHandler):  # type: ignore[misc]
     """What surrounds each call of a protocol; health and reflection are for everybody."""
 
     def __init__(
         self,
-        arrived: Callable[[], None],
+        handlers: Sequence[Any],
+        threads: Threads,
         access: Access,
         metrics: Metrics,
         log: AccessLog,
         tracing: Tracing | None,
+        tls: bool,
     ) -> None:
-        self.arrived = arrived
+        self._inner = handlers
+        self.tls = tls
+        self.threads = threads
         self.access = access
         self.metrics = metrics
         self.log = log
         self.tracing = tracing
         self._handlers: dict[str, Any] = {}
 
-    def intercept_service(self, continuation: Callable[[Any], Any], details: Any) -> Any:
-        method = details.method
-        found = self._handlers.get(method)
+    def service(self, details: Any) -> Any:
+        """How a call is answered; None: not by a protocol."""
+        found = self._handlers.get(details.method)
         if found is None:
-            found = continuation(details)
-            if found is None or method.startswith("/grpc."):
-                return found
-            found = self._handlers[method] = self._guarded(method, found)
+            for one in self._inner:
+                inner = one.service(details)
+                if inner is not None:
+                    found = self._handlers[details.method] = self._guarded(details.method, inner)
         return found
 
     def _guarded(self, method: str, handler: Any) -> Any:
@@ -185,7 +197,10 @@ class _Guard(grpc.ServerInterceptor):  # type: ignore[misc]
             self.access.check_admin if name in _ADMIN else None,
         )
         if handler.unary_unary is not None:
-            return handler._replace(unary_unary=call.unary(handler.unary_unary))
+            answer = call.unary(handler.unary_unary)
+            if name in _QUICK and self.tracing is None:
+                setattr(answer, AT_ONCE, True)
+            return handler._replace(unary_unary=answer)
         return handler._replace(stream_stream=call.stream(handler.stream_stream))
 
 
@@ -202,7 +217,8 @@ class _Guarded:
         admin: Callable[[Any], None] | None,
     ) -> None:
         self._access, self._metrics, self._log = guard.access, guard.metrics, guard.log
-        self._arrived, self._tracing = guard.arrived, guard.tracing
+        self._threads, self._tracing, self._tls = guard.threads, guard.tracing, guard.tls
+        self._waits: dict[str, float] = {}
         self._method = method
         self._api = api
         self._models_of = models_of
@@ -211,22 +227,30 @@ class _Guarded:
 
     def unary(self, inner: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
         def answer(request: Any, context: Any) -> Any:
-            self._arrived()
             began = time.perf_counter()
-            code, version = Code.UNKNOWN.value, 0
+            quick = self._threads.at_once()
+            if quick:
+                self._may_answer(request, began)
+                setattr(context, AT_ONCE, True)
+            code, version = _UNKNOWN, 0
             trace = None if self._tracing is None else self._traced(context)
+            caller(context, self._tls)
             try:
-                self._check(request, context)
+                if not quick:
+                    self._check(request, context)
                 response = inner(request, context)
                 code, version = 0, self._version_of(response)
+            except Elsewhere:
+                self._waits[self._models_of(request)[0]] = began + _ELSEWHERE_SECONDS
+                raise
             except Exception as error:
                 code = _code_of(error, context)
+                self._note(request, context, code, version, began, trace)
                 if context.code() is None:
                     # gRPC would tell the client the words of what nobody foresaw.
                     context.abort(grpc.StatusCode.INTERNAL, "The server failed.")
                 raise
-            finally:
-                self._note(request, context, code, version, began, trace)
+            self._note(request, context, code, version, began, trace)
             return response
 
         return answer
@@ -243,7 +267,7 @@ class _Guarded:
             def checked() -> Iterator[Any]:
                 nonlocal last, trace
                 for last in requests:
-                    self._arrived()
+                    self._threads.arrived()
                     if self._tracing is not None:
                         trace = self._traced(context)
                     self._check(last, context)
@@ -269,6 +293,15 @@ class _Guarded:
 
         return answers
 
+    def _may_answer(self, request: Any, now: float) -> None:
+        """Have a call answered elsewhere that would be, in all likelihood, in a moment.
+
+        Where rules say how often a client may ask, each call is to be counted once.
+        """
+        for model in self._models_of(request):
+            if self._waits.get(model, 0.0) > now or self._access.ruled(model):
+                raise Elsewhere
+
     def _traced(self, context: Any) -> Trace | None:
         assert self._tracing is not None
         trace = self._tracing.of_grpc(self._method, context.invocation_metadata())
@@ -288,7 +321,8 @@ class _Guarded:
 
     def _model(self, request: Any, version: int) -> tuple[str, int] | None:
         names = [] if request is None else self._models_of(request)
-        return (names[0], version) if names and self._access.known(names[0]) else None
+        # Who has a version has a model.
+        return (names[0], version) if names and (version or self._access.known(names[0])) else None
 
     def _note(
         self,
@@ -303,7 +337,7 @@ class _Guarded:
         model = self._model(request, version)
         self._metrics.request(model, self._api, "grpc", code, seconds)
         name, number = model or (None, 0)
-        client = caller(context)
+        client = caller(context, self._tls)
         self._log.request(
             self._api,
             self._method,

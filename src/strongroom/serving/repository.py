@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
 from typing import Final
 
@@ -24,20 +23,20 @@ class Lease:
         servable: to use until :meth:`release`.
     """
 
-    __slots__ = ("_changed", "_version", "servable")
+    __slots__ = ("_repository", "_version", "servable")
 
-    def __init__(self, changed: threading.Condition, version: Version, servable: Servable) -> None:
+    def __init__(self, repository: Repository, version: Version, servable: Servable) -> None:
         self.servable = servable
-        self._changed = changed
+        self._repository = repository
         self._version = version
 
     def release(self) -> None:
         """It may go now."""
-        version = self._version
-        with self._changed:
+        version, repository = self._version, self._repository
+        with repository._lock:
             version.users -= 1
             if not version.users and version.state is State.UNLOADING:
-                self._changed.notify_all()
+                repository._changed.notify_all()
 
     def __enter__(self) -> Servable:
         return self.servable
@@ -97,7 +96,7 @@ class Repository:
                 raise self._not_there(model, version)
             found.users += 1
             assert found.servable is not None
-            return Lease(self._changed, found, found.servable)
+            return Lease(self, found, found.servable)
 
     def names(self) -> list[str]:
         """The models that are configured."""
@@ -154,7 +153,7 @@ class Repository:
             return RequestError(Code.UNAVAILABLE, f"Model {model.config.name} is not loaded.")
         for one in sorted(model.coming.values(), key=lambda each: each.number, reverse=True):
             if one.code:
-                return RequestError(Code(one.code), one.message)
+                return _not_loaded(one)
         return RequestError(Code.UNAVAILABLE, f"Model {model.config.name} is being loaded.")
 
     def _not_there(self, model: Model, version: int) -> RequestError:
@@ -162,7 +161,7 @@ class Repository:
         coming = model.coming.get(version)
         if coming is not None:
             if coming.code:
-                return RequestError(Code(coming.code), coming.message)
+                return _not_loaded(coming)
             return RequestError(Code.UNAVAILABLE, f"Version {version} of {name} is being loaded.")
         return RequestError(Code.NOT_FOUND, f"Model {name} has no version {version}.")
 
@@ -213,3 +212,8 @@ class Repository:
         What has not ended after ``seconds`` goes on in threads that do not keep the process from ending.
         """
         self._keeper.close(seconds)
+
+
+def _not_loaded(version: Version) -> RequestError:
+    """Why a version does not answer: the code in its status is about the model, and no client's fault."""
+    return RequestError(Code.UNAVAILABLE, version.message)

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from strongroom.serving.admission import Admission, gone, late
 from strongroom.serving.backend import Arrays, LoadedModel
 from strongroom.serving.batching import Batcher, Outputs, Work
-from strongroom.serving.call import Answer, Call
+from strongroom.serving.call import Answer, Call, Elsewhere
 from strongroom.serving.checking import check_inputs, wanted_outputs
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.counts import SECONDS, SIZES, Counts
@@ -121,12 +121,16 @@ class Servable:
             RequestError: with the code for the client.
         """
         began, work = time.monotonic(), None
+        if call.at_once and not self._is_quick(_bytes(call.inputs), began):
+            raise Elsewhere
         try:
             work = self._prepare(call, began)
             if self._cache is None:
                 outputs = self._compute(work)
             else:
                 outputs = self._cache.answer(work, self._compute)
+        except Elsewhere:
+            raise
         except BaseException:
             self._failed(work, began)
             raise
@@ -137,8 +141,20 @@ class Servable:
             return self._patiently(self._batcher.submit(work), work.deadline)
         turn = self._admission.enter()
         if turn is not None:
+            if work.call.at_once:
+                self._admission.give_up(turn)
+                raise Elsewhere
             self._wait(turn, work.deadline)
-        return self._run_alone(work)
+        return self._run_alone(work, _bytes(work.call.inputs))
+
+    def _is_quick(self, size: int, now: float) -> bool:
+        """Whether a run with so many bytes is for a thread that others wait for."""
+        return (
+            size <= self._quick_bytes
+            and self._debt_until < now + _PATIENCE
+            and self._cache is None
+            and self._batcher is None
+        )
 
     async def infer_async(self, call: Call) -> Answer:
         """As :meth:`infer`, for the event loop, which runs a quick model itself."""
@@ -166,7 +182,7 @@ class Servable:
             await self._await(turn, work.deadline, self._admission.give_up)
         size = _bytes(work.call.inputs)
         if size <= self._quick_bytes and self._debt_until < began + _PATIENCE:
-            return self._run_alone(work)
+            return self._run_alone(work, size)
         run = partial(self._run_alone, work, size)
         return await self._await(self._threads.submit(run), work.deadline, _let_run)
 
@@ -251,7 +267,7 @@ class Servable:
         finally:
             del future
 
-    def _run_alone(self, work: Work, size: int = -1) -> Outputs:
+    def _run_alone(self, work: Work, size: int) -> Outputs:
         """Run the model; a run that is quick with inputs of ``size`` bytes is remembered."""
         try:
             if work.call.cancelled:

@@ -18,6 +18,7 @@ from strongroom.serving.status import Code, RequestError
 from strongroom.serving.v2 import binary, description
 from strongroom.serving.v2.classification import classify, count_of
 from strongroom.serving.v2.datatypes import (
+    MAX_NAME,
     dtype_of,
     elements,
     invalid,
@@ -241,7 +242,9 @@ def _inputs(request: Any) -> dict[str, np.ndarray[Any, Any]]:
         raise invalid(f"The request has {count} inputs and {len(raw)} raw contents.")
     inputs: dict[str, np.ndarray[Any, Any]] = {}
     for index, one in enumerate(request.inputs):
-        name = tensor_name(one.name)
+        name = one.name
+        if len(name) > MAX_NAME:
+            tensor_name(name)  # says so
         if name in inputs:
             raise invalid(f"Input {name} is there twice.")
         if one.parameters:
