@@ -123,7 +123,12 @@ class Machine:
         self._group.mkdir()
         self._process = subprocess.Popen(
             [
-                *("bash", "-c", 'echo $$ > "$0/cgroup.procs" && exec "$@"', self._group),
+                *(
+                    "bash",
+                    "-c",
+                    'echo $$ > "$0/cgroup.procs" && exec setpriv --pdeathsig KILL "$@"',
+                    self._group,
+                ),
                 *(
                     "unshare",
                     "--mount",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -155,6 +156,32 @@ def test_what_is_wrong_in_a_unit_is_found(units):
         ["systemd-analyze", "verify", path], capture_output=True, text=True, check=False
     )
     assert "ProtectSystm" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["attester-tpm.conf", "attester-tsm.conf"])
+def test_drop_ins_are_what_systemd_knows(units, tmp_path, name):
+    (path,) = [one for one in units if "keycache" in one.name]
+    # As its first line says where it goes.
+    place = re.match(
+        r"# /etc/systemd/system/(\S+\.service\.d/\S+\.conf): ", (SYSTEMD / name).read_text()
+    )[1]
+    target = tmp_path / place
+    target.parent.mkdir()
+
+    def said(text):
+        target.write_text(text)
+        done = subprocess.run(
+            ["systemd-analyze", "verify", path],
+            env={"PATH": os.environ["PATH"], "SYSTEMD_UNIT_PATH": f"{tmp_path}:"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        return [line for line in done.stderr.splitlines() if "strongroom" in line]
+
+    text = (SYSTEMD / name).read_text()
+    assert said(text) == []
+    assert said(text + "PrivateDevises=no\n")
 
 
 def test_drop_ins_change_settings_that_are_there():
