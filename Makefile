@@ -86,9 +86,9 @@ bench: venv system ## every figure of the README and the reference, as ratios; 1
 docs: venv ## the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-soak: venv system ## a key server killed a hundred times on each database; its interface tried at length
+soak: venv system ## a key server killed a hundred times on each database; its interface and the model server's tried at length
 	$(BIN)/python benchmarks/keyserver_kills.py --database both
-	STRONGROOM_SCHEMATHESIS_EXAMPLES=500 $(BIN)/python -m pytest tests/keyserver/test_openapi.py
+	STRONGROOM_SCHEMATHESIS_EXAMPLES=500 $(BIN)/python -m pytest tests/keyserver/test_openapi.py tests/serving/test_hostile_openapi.py
 
 soak-serve: venv ## a model server under load for half an hour; its model is swapped 200 times before, under full load
 	$(BIN)/python benchmarks/serving_soak.py --minutes 30

@@ -348,3 +348,14 @@ def test_methods(server, method):
     for path in (V2.format("m"), TFS.format("m")):
         status, _, _ = server.ask(method, path, b"{}")
         assert status in (400, 405)
+
+
+def test_a_path_that_is_no_text_for_a_log(server):
+    """Ends of lines and commands of terminals stay in their line, as escapes."""
+    before = len(server.lines("request"))
+    server.ask("GET", "/v1/models/m/labels/%0A%C2%85%E2%80%A8%C2%9B31m%7F%1B%5B31m")
+    server.until(lambda: len(server.lines("request")) > before)
+    line = next(one for one in server.text().splitlines() if "31m" in one)
+    assert line.isascii()
+    assert "\x1b" not in line
+    assert json.loads(line)["request"].startswith("GET /v1/models/m/labels/\n\x85\u2028\x9b31m")

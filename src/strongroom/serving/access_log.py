@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from datetime import UTC, datetime
 from typing import Any, BinaryIO, Final
-
-import orjson
 
 __all__ = ["AccessLog"]
 
@@ -77,8 +76,9 @@ class AccessLog:
         """What the lines of one client about one thing have in common."""
         names = ("api", "request", "client", "subject", "model", "version", "status")
         line = {name: value for name, value in zip(names, of, strict=True) if value is not None}
-        line["request"] = str(line["request"])[:300].encode("utf-8", "backslashreplace").decode()
-        said = orjson.dumps({"event": "request", "level": "info", **line}).decode()[:-1]
+        line["request"] = str(line["request"])[:300]
+        # In ASCII: terminals and tools take some other characters for ends of lines and for commands.
+        said = json.dumps({"event": "request", "level": "info", **line}, separators=(",", ":"))[:-1]
         if len(self._beginnings) >= _REMEMBERED:
             self._beginnings.clear()
         self._beginnings[of] = said

@@ -23,6 +23,7 @@ from strongroom.serving.call import Client
 from strongroom.serving.clients import Access, with_token
 from strongroom.serving.exchange import HttpApi, HttpRequest, HttpResponse
 from strongroom.serving.metrics import CONTENT_TYPE_LATEST, Metrics
+from strongroom.serving.openapi import document
 from strongroom.serving.settings import RequestLimits
 from strongroom.serving.status import HTTP_STATUS, Code, RequestError
 from strongroom.serving.tracing import CURRENT, Trace, Tracing
@@ -330,7 +331,7 @@ class Front:
         return match[1], 0
 
     def _own(self, method: str, path: str) -> HttpResponse:
-        if path not in ("/healthz", "/readyz", "/metrics"):
+        if path not in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
             return HttpResponse(404, orjson.dumps({"error": "There is nothing at this path."}))
         if method not in ("GET", "HEAD"):
             return HttpResponse(
@@ -338,6 +339,8 @@ class Front:
                 orjson.dumps({"error": f"This is read with GET, not {method}."}),
                 ((b"content-type", b"application/json"), (b"allow", b"GET, HEAD")),
             )
+        if path == "/openapi.json":
+            return HttpResponse(200, document())
         if path == "/metrics":
             return HttpResponse(
                 200, self._metrics.text(), ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
