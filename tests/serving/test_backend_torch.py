@@ -241,6 +241,17 @@ def test_what_torchscript_takes(load, tmp_path):
         load(script(tmp_path, TakesAText()), inputs=[spec("x")])
 
 
+class HasNoForward(torch.nn.Module):
+    @torch.jit.export
+    def score(self, x):
+        return x
+
+
+def test_a_module_without_forward(load, tmp_path):
+    with pytest.raises(UsageError, match="has no method forward"):
+        load(script(tmp_path, HasNoForward()), inputs=[spec("x")], outputs=[spec("y")])
+
+
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [

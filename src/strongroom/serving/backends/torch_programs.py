@@ -72,11 +72,13 @@ def torchscript(model: SealedModel, name: str, options: BackendOptions) -> Progr
     """``forward`` of a module.
 
     Raises:
-        UsageError: the configuration has no inputs, or does not fit.
+        UsageError: the configuration has no inputs, or does not fit; or there is no forward.
     """
     from strongroom.loaders import torch as loader
 
     module: Any = loader.jit_load(model, path=name, **options.extra).eval()
+    if not hasattr(module, "forward"):
+        raise UsageError(f"{name} has no method forward, which is the one that is served.")
     parameters = script_parameters(name, module.forward.schema)
     if not options.inputs:
         raise missing(name, "inputs", parameters.names)
