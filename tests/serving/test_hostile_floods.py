@@ -14,6 +14,7 @@ from pathlib import Path
 import grpc
 import pytest
 from front_process import DOUBLED, PREDICT, Server
+from raw_http2 import Connection
 from test_front_grpc import infer
 
 PATH = "/v1/models/{}:predict"
@@ -224,3 +225,25 @@ def test_connections_that_come_and_go(server):
     server.until(
         lambda: len(list(Path(f"/proc/{server.process.pid}/fd").iterdir())) <= before + 4, seconds=60
     )
+
+
+def test_connections_of_grpc_are_bounded(start):
+    server = start(listen={"connections": 20})
+    connections, answered = [], 0
+    for _ in range(40):
+        with contextlib.suppress(OSError, StopIteration):
+            connections.append(Connection(server.grpc))
+            next(connections[-1].frames())
+            answered += 1
+    assert answered == 20
+    for one in connections:
+        one.socket.close()
+
+    def answers():
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
+            try:
+                return infer(channel).model_name == "m"
+            except grpc.RpcError:
+                return False
+
+    server.until(answers, 60)

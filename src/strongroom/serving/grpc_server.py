@@ -45,6 +45,9 @@ _ELSEWHERE_SECONDS: Final = 0.05
 
 _UNKNOWN: Final = Code.UNKNOWN.value
 _METADATA: Final = 32 << 10
+_STREAMS: Final = 2048
+"""Calls of one connection, those included whose answers are in memory because the client does not read them."""
+
 _CONNECTION_AGE: Final = 3_600_000
 """Milliseconds after which a client connects, and shows its certificate, anew."""
 
@@ -85,7 +88,7 @@ class GrpcServer:
         self._server = grpc.server(
             threads,
             handlers=(_Guard(handlers, threads, access, metrics, access_log, tracing, tls),),
-            options=_options(limits),
+            options=_options(listen, limits),
             maximum_concurrent_rpcs=limits.grpc_threads + limits.grpc_waiting,
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -136,11 +139,13 @@ class GrpcServer:
         return stopped
 
 
-def _options(limits: RequestLimits) -> list[tuple[str, int]]:
+def _options(listen: Listen, limits: RequestLimits) -> list[tuple[str, int]]:
     return [
         ("grpc.max_receive_message_length", limits.bytes),
         ("grpc.max_send_message_length", -1),
         ("grpc.max_metadata_size", _METADATA),
+        ("grpc.max_allowed_incoming_connections", listen.connections),
+        ("grpc.max_concurrent_streams", _STREAMS),
         ("grpc.so_reuseport", 0),
         ("grpc.max_connection_age_ms", _CONNECTION_AGE),
         ("grpc.max_connection_age_grace_ms", 600_000),
