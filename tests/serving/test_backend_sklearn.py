@@ -24,6 +24,8 @@ from sklearn.compose import ColumnTransformer
 from sklearn.ensemble import RandomForestClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LinearRegression, LogisticRegression
+from sklearn.model_selection import GridSearchCV
+from sklearn.multioutput import MultiOutputClassifier
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 from sklearn.svm import SVC
@@ -132,6 +134,42 @@ def test_the_configuration_says_dtype_and_outputs(served, tmp_path):
         served(tmp_path / "m.skops", outputs=(TensorSpec("transform", "float64", (-1, 3)),))
     with pytest.raises(UsageError, match="4 features, and not 3"):
         served(tmp_path / "m.skops", inputs=(TensorSpec("x", "float32", (-1, 3)),))
+
+
+def test_several_outputs(served, tmp_path):
+    labels = np.column_stack([NAMES, NAMES == "low"])
+    estimator = MultiOutputClassifier(LogisticRegression()).fit(X, labels)
+    servable = served(saved(tmp_path, estimator))
+    # Their probabilities are no array.
+    assert signature_of(servable)[1] == {"predict": ("bytes", (-1, 2))}
+    assert ask(servable, inputs=ROWS)["predict"].tolist() == as_bytes_of(estimator.predict(ROWS))
+
+
+def as_bytes_of(matrix):
+    return [[str(one).encode() for one in row] for row in matrix]
+
+
+def test_a_matrix_of_text(served, tmp_path):
+    words = np.column_stack([NAMES, np.where(X[:, 2] > 0.5, "a", "b")]).astype(object)
+    pipeline = make_pipeline(OneHotEncoder(), LogisticRegression()).fit(words, NUMBERS)
+    path = saved(tmp_path, pipeline)
+    servable = served(path, inputs=(TensorSpec("words", "bytes", (-1, 2)),))
+    rows = np.array(as_bytes_of(words[:20]), object)
+    assert np.allclose(ask(servable, words=rows)["predict_proba"], pipeline.predict_proba(words[:20]))
+    # The same as columns without names.
+    columns = tuple(TensorSpec(name, "bytes", (-1,)) for name in "ab")
+    servable = served(path, inputs=columns)
+    found = ask(servable, a=rows[:, 0], b=rows[:, 1])
+    assert np.array_equal(found["predict"], pipeline.predict(words[:20]))
+
+
+def test_a_search_for_parameters(served, tmp_path):
+    search = GridSearchCV(LogisticRegression(), {"C": [0.1, 1]}, cv=2).fit(X, NAMES)
+    joblib.dump(search, tmp_path / "m.joblib")
+    servable = served(tmp_path / "m.joblib", options={"allow_pickle": True}, threads=1)
+    found = ask(servable, inputs=ROWS)
+    assert found["predict"].tolist() == as_bytes(search.predict(ROWS)).tolist()
+    assert "classify" in servable.signatures
 
 
 def test_a_transformer(served, tmp_path):

@@ -50,14 +50,17 @@ def load(model: SealedModel, options: BackendOptions) -> tabular.TableModel:
     names = None if names is None else [str(one) for one in names]
     table = tabular.table_of(options, getattr(estimator, "n_features_in_", None), names, "float64")
     features = _features(table, framed=names is not None)
-    chosen = tabular.chosen(options, functions, _default(functions))
-    specs = {
-        "serving_default": {
-            name: _spec(name, estimator, functions[name], table, features, options) for name in chosen
-        }
-    }
-    signatures = {"serving_default": {name: functions[name] for name in chosen}}
-    for name, outputs in _tasks(estimator, functions, specs["serving_default"]).items():
+    found: dict[str, TensorSpec] = {}
+    for name in tabular.chosen(options, functions, _default(functions)):
+        try:
+            found[name] = _spec(name, estimator, functions[name], table, features, options)
+        except UsageError:
+            # Probabilities of several outputs are a list of arrays, and nobody has asked for them.
+            if options.outputs or not found:
+                raise
+    specs = {"serving_default": found}
+    signatures = {"serving_default": {name: functions[name] for name in found}}
+    for name, outputs in _tasks(estimator, functions, found).items():
         specs[name] = {spec.name: spec for spec, _ in outputs}
         signatures[name] = {spec.name: function for spec, function in outputs}
     return tabular.TableModel("sklearn", table, features, signatures, specs, invalid=(ValueError,))
