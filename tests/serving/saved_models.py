@@ -74,6 +74,9 @@ def half_plus_two(place):
     return place
 
 
+TWO, PLAIN = tf.constant([2.0]), tf.constant("plain")
+
+
 class Everything(tf.Module):
     """Functions for each kind of input."""
 
@@ -96,6 +99,10 @@ class Everything(tf.Module):
             "sum": tf.reduce_sum(a) + tf.reduce_sum(tf.cast(b, tf.float32)),
             "text": tf.constant("done"),
         }
+
+    def scale(self, x, by=TWO, text=PLAIN):
+        """Inputs that have a value where a request does not say one."""
+        return {"y": by * x, "text": text}
 
     def double(self, x):
         return {"y": 2 * x}
@@ -123,6 +130,9 @@ def everything(place):
         "look": function(module.look, i=(tf.int64, [None])),
         "parse": function(module.parse, inputs=(tf.string, [None])),
         "total": function(module.total, b=(tf.int32, [None]), a=(tf.float32, [None, 2])),
+        "scale": function(
+            module.scale, x=(tf.float32, [None]), by=(tf.float32, [None]), text=(tf.string, [])
+        ),
         "any": function(lambda x: {"y": tf.reshape(x, [-1])}, x=(tf.float32, None)),
     }
     for name in ECHOED:

@@ -80,7 +80,7 @@ def described(specs):
 
 def test_what_a_model_of_version_2_says(model):
     assert set(model.signatures) == {
-        *("serving_default", "look", "parse", "total", "any"),
+        *("serving_default", "look", "parse", "total", "scale", "any"),
         *(f"echo_{one}" for one in ECHOED),
     }
     total = model.signatures["total"]
@@ -92,6 +92,9 @@ def test_what_a_model_of_version_2_says(model):
     assert model.signatures["any"].inputs["x"].shape is None
     assert not model.signatures["any"].batched
     assert not any(one.loose for one in total.inputs.values())
+    scale = model.signatures["scale"]
+    assert {name: one.tolist() for name, one in scale.defaults.items()} == {"by": [2], "text": b"plain"}
+    assert not scale.batched
 
 
 def test_what_a_model_of_version_1_says(half):

@@ -205,6 +205,8 @@ class Servable:
                 Code.INVALID_ARGUMENT,
                 f"The model has no signature {name[:80]!r}; it has {known}.",
             )
+        if signature.defaults:
+            call.inputs = {**signature.defaults, **call.inputs}
         size = check_inputs(call.inputs, signature, together=self._batcher is not None)
         outputs = wanted_outputs(call.outputs, signature)
         deadline = began + self._timeout

@@ -67,14 +67,16 @@ class Signature:
     """One function of a model.
 
     Attributes:
-        inputs: by name, in the order of the model; all of them are needed.
+        inputs: by name, in the order of the model; all of them are needed that have no default.
         outputs: likewise.
         method: ``predict``, ``classify`` or ``regress``, as TensorFlow has them.
         batched: the first dimension of every input and output counts examples, which do not touch one
             another: requests may be put together.
+        defaults: values of inputs that requests may leave out; none where it is batched.
     """
 
     inputs: Mapping[str, TensorSpec]
     outputs: Mapping[str, TensorSpec]
     method: str = "predict"
     batched: bool = field(default=False, kw_only=True)
+    defaults: Mapping[str, np.ndarray[Any, Any]] = field(default_factory=dict, kw_only=True)

@@ -136,6 +136,32 @@ def test_tensors_of_every_dtype(stub, name):
     assert tf.make_ndarray(answer.outputs["n"]).tolist() == 4
 
 
+def test_inputs_with_values_of_their_own(stub, ask):
+    def outputs(**inputs):
+        answer = stub.Predict(predict_request("everything", "scale", **inputs), SECONDS)
+        return {name: tf.make_ndarray(one).tolist() for name, one in answer.outputs.items()}
+
+    x, by = (np.array(one, np.float32) for one in ([1, 2], [3, 4]))
+    assert outputs(x=x) == {"y": [2, 4], "text": b"plain"}
+    assert outputs(x=x, by=by) == {"y": [3, 8], "text": b"plain"}
+    assert outputs(x=x, text=np.array(b"said", object)) == {"y": [2, 4], "text": b"said"}
+    with pytest.raises(grpc.RpcError, match="Input x is missing"):
+        outputs(by=by)
+    with pytest.raises(grpc.RpcError, match="no input 'z'"):
+        outputs(x=x, z=by)
+    for inputs, y in (([1, 2], [2, 4]), ({"x": [1, 2]}, [2, 4]), ({"x": [1, 2], "by": [3, 4]}, [3, 8])):
+        body = {"signature_name": "scale", "inputs": inputs}
+        assert ask("everything:predict", body) == (200, {"outputs": {"y": y, "text": "plain"}})
+    for inputs in ({"by": [1]}, {"x": [1], "z": [1]}):
+        assert ask("everything:predict", {"signature_name": "scale", "inputs": inputs})[0] == 400
+    rows = {"signature_name": "scale", "instances": [{"x": 1, "by": 3}, {"x": 2, "by": 4}]}
+    status, said = ask("everything:predict", rows)
+    assert (status, "no common first dimension" in said["error"]) == (400, True)
+    rows["instances"][1].pop("by")
+    status, said = ask("everything:predict", rows)
+    assert (status, "Instance 1 is no object" in said["error"]) == (400, True)
+
+
 def test_some_outputs(stub):
     request = predict_request("everything", "look", i=np.array([1, 0, 1]))
     request.output_filter.append("row")

@@ -73,7 +73,7 @@ class _Session:
         self.signatures: dict[str, Signature] = {}
         self._calls: dict[str, Any] = {}
         for name, definition in sorted(definitions.items()):
-            signature = _signature(definition, dtypes, session.graph)
+            signature = _signature(tf, definition, dtypes, session.graph)
             if signature is not None:
                 self.signatures[name] = signature
                 # The public make_callable takes three times as long, and no other shapes than the graph's.
@@ -159,7 +159,7 @@ def load(model: SealedModel, options: BackendOptions) -> _Session:
         raise
 
 
-def _signature(definition: Any, dtypes: Mapping[int, str], graph: Any) -> Signature | None:
+def _signature(tf: Any, definition: Any, dtypes: Mapping[int, str], graph: Any) -> Signature | None:
     """None for what no protocol carries: sparse tensors, resources, what only initialises or trains."""
     sides = []
     for infos in (definition.inputs, definition.outputs):
@@ -174,12 +174,17 @@ def _signature(definition: Any, dtypes: Mapping[int, str], graph: Any) -> Signat
         # of TensorFlow Serving says [-1, 1], and its clients send [3].
         if graph.get_tensor_by_name(spec.tensor).op.type not in _PLACEHOLDERS:
             inputs[name] = replace(spec, loose=True)
-    batched = bool(inputs) and all(
-        one.shape and one.shape[0] == -1 and not one.loose
-        for one in (*inputs.values(), *outputs.values())
+    defaults = {name: tf.make_ndarray(value) for name, value in definition.defaults.items()}
+    batched = (
+        bool(inputs)
+        and not defaults
+        and all(
+            one.shape and one.shape[0] == -1 and not one.loose
+            for one in (*inputs.values(), *outputs.values())
+        )
     )
     method = _METHODS.get(definition.method_name, "predict")
-    return Signature(inputs, outputs, method, batched=batched)
+    return Signature(inputs, outputs, method, batched=batched, defaults=defaults)
 
 
 def _spec(name: str, info: Any, dtypes: Mapping[int, str]) -> TensorSpec:

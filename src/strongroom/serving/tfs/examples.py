@@ -64,7 +64,11 @@ def to_inputs(examples: Sequence[Any], signature: Signature) -> dict[str, Array]
         array = np.empty(len(examples), object)
         array[:] = [one.SerializeToString() for one in examples]
         return {name: array}
-    return {name: _column(spec, examples) for name, spec in specs.items()}
+    return {
+        name: _column(spec, examples)
+        for name, spec in specs.items()
+        if name not in signature.defaults or any(name in one.features.feature for one in examples)
+    }
 
 
 def _takes_examples(signature: Signature) -> bool:

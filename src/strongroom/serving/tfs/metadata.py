@@ -8,7 +8,7 @@ from strongroom.serving.engine import Engine
 from strongroom.serving.messages import message
 from strongroom.serving.states import Description
 from strongroom.serving.tfs.inference import METHODS
-from strongroom.serving.tfs.tensor_proto import fill_info
+from strongroom.serving.tfs.tensor_proto import fill, fill_info
 
 __all__ = ["signature_map", "status_response"]
 
@@ -25,6 +25,8 @@ def signature_map(description: Description) -> Any:
         ):
             for spec in specs.values():
                 fill_info(infos[spec.name], spec)
+        for input, value in signature.defaults.items():
+            fill(definition.defaults[input], value)
     return found
 
 

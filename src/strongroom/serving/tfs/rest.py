@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import lru_cache
 from math import isfinite
 from typing import Any, Final
@@ -183,31 +183,44 @@ def _from_rows(instances: Any, signature: Signature) -> dict[str, np.ndarray[Any
     if type(instances) is not list or not instances:
         raise invalid("instances is a list of one at least.")
     if not _named(instances[0]):
-        return {name: to_array(spec, instances) for name, spec in _only(specs, "instances").items()}
-    names = specs.keys()
+        name = _only(signature, "instances")
+        return {name: to_array(specs[name], instances)}
+    names = _chosen(signature, instances[0], "Instance 0")
     for index, one in enumerate(instances):
-        if type(one) is not dict or one.keys() != names:
+        if type(one) is not dict or one.keys() != instances[0].keys():
             raise invalid(f"Instance {index} is no object of the inputs {', '.join(sorted(names))}.")
-    return {name: to_array(spec, [one[name] for one in instances]) for name, spec in specs.items()}
+    return {name: to_array(specs[name], [one[name] for one in instances]) for name in names}
 
 
 def _from_columns(inputs: Any, signature: Signature) -> dict[str, np.ndarray[Any, Any]]:
     specs = signature.inputs
     if not _named(inputs):
-        return {name: to_array(spec, inputs) for name, spec in _only(specs, "inputs").items()}
-    if inputs.keys() != specs.keys():
-        raise invalid(f"inputs is no object of the inputs {', '.join(sorted(specs))}.")
-    return {name: to_array(spec, inputs[name]) for name, spec in specs.items()}
+        name = _only(signature, "inputs")
+        return {name: to_array(specs[name], inputs)}
+    return {name: to_array(specs[name], inputs[name]) for name in _chosen(signature, inputs, "inputs")}
 
 
 def _named(value: Any) -> bool:
     return type(value) is dict and not is_b64(value)
 
 
-def _only(specs: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    if len(specs) != 1:
-        raise invalid(f"The model has the inputs {', '.join(sorted(specs))}: {where} has to name them.")
-    return specs
+def _only(signature: Signature, where: str) -> str:
+    """The input that needs no name."""
+    names = [name for name in signature.inputs if name not in signature.defaults]
+    if len(names) != 1:
+        known = ", ".join(sorted(signature.inputs))
+        raise invalid(f"The model has the inputs {known}: {where} has to name them.")
+    return names[0]
+
+
+def _chosen(signature: Signature, given: Mapping[str, Any], where: str) -> Collection[str]:
+    """The inputs that an object gives: all, or all but some that have a value without it."""
+    names = signature.inputs.keys()
+    if given.keys() == names:
+        return names
+    if given.keys() <= names and names - given.keys() <= signature.defaults.keys():
+        return [name for name in names if name in given]
+    raise invalid(f"{where} is no object of the inputs {', '.join(sorted(names))}.")
 
 
 def _examples(where: Where, request: HttpRequest) -> tuple[Call, list[Any]]:

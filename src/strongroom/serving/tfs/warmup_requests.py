@@ -81,5 +81,6 @@ def _of(log: Any, signatures: Mapping[str, Signature]) -> Iterator[Sample]:
         else:
             inputs = to_inputs(examples_of(request.input), signature)
             outputs = tuple(signature.outputs)
+        inputs = {**signature.defaults, **inputs}
         check_inputs(inputs, signature, together=False)
         yield name, inputs, outputs
