@@ -40,6 +40,7 @@ from strongroom.serving.v2 import binary
 pytestmark = pytest.mark.filterwarnings("ignore")  # KServe's own, and those of what it brings
 
 TOKEN = "a-token-of-a-client"
+LIMIT = 1 << 20
 
 
 def free_ports(count):
@@ -112,7 +113,8 @@ def server(tmp_path_factory, stub, cache):
     place = tmp_path_factory.mktemp("served")
     # As the storage initialiser leaves it: one file in a directory.
     seal(stub, place / "models" / "m.onnx.sealed", "resnet")
-    made = Server(place, "--model_dir", place / "models", "--key", cache.uri)
+    limit = ("--max_request_bytes", LIMIT)
+    made = Server(place, "--model_dir", place / "models", "--key", cache.uri, *limit)
     made.until(made.ready)
     yield made
     made.stop()
@@ -164,6 +166,24 @@ def test_v2_binary(server):
     data = body[int(found["inference-header-content-length"]) :]
     assert status == 200
     assert np.array_equal(np.frombuffer(data, np.float32), 2 * X.ravel())
+
+
+def test_nobody_unloads_models(server, channel):
+    for verb in ("load", "unload"):
+        status, _, found = server.ask("POST", f"/v2/repository/models/m/{verb}", "")
+        assert (status, list(json.loads(found))) == (403, ["error"])
+    with pytest.raises(grpc.RpcError) as caught:
+        channel.RepositoryModelUnload(messages.RepositoryModelUnloadRequest(model_name="m"), timeout=60)
+    assert caught.value.code() is grpc.StatusCode.PERMISSION_DENIED
+    assert server.ready()
+
+
+def test_bodies_have_a_limit(server):
+    for path in ("/v1/models/m:predict", "/v2/models/m/infer"):
+        status, _, found = server.ask("POST", path, b" " * (LIMIT + 1))
+        assert (status, list(json.loads(found))) == (413, ["error"])
+        pieces = (b" " * 4096 for _ in range(LIMIT // 4096 + 1))
+        assert server.ask("POST", path, pieces)[0] == 400
 
 
 def test_numbers_that_json_does_not_have(server):

@@ -37,11 +37,20 @@ def wait_until_ready(engine: Engine, patience: float | None) -> None:
                 engine.load(name)
                 break
             except RequestError as error:
+                failure = _reason(engine, name) or error
                 left = None if end is None else end - time.monotonic()
-                if error.code is not Code.UNAVAILABLE or (left is not None and left <= 0):
-                    raise
+                if failure.code is not Code.UNAVAILABLE or (left is not None and left <= 0):
+                    raise failure from None
             time.sleep(pause if left is None else min(pause, left))
             pause = min(_LAST_PAUSE, 2 * pause)
+
+
+def _reason(engine: Engine, model: str) -> RequestError | None:
+    """What the status of the highest version says; a client is told no more than that it is not there."""
+    for one in engine.status(model):
+        if one.code:
+            return RequestError(Code(one.code), one.message)
+    return None
 
 
 def told(model: str, status: VersionStatus) -> None:

@@ -56,6 +56,12 @@ def _parser() -> argparse.ArgumentParser:
         default=0.0,
         help="Seconds between two looks for new versions; 0 looks once.",
     )
+    parser.add_argument(
+        "--max_request_bytes",
+        type=int,
+        default=64 << 20,
+        help="Of a body over HTTP; those of gRPC have an option of their own.",
+    )
     return parser
 
 
@@ -76,9 +82,10 @@ def main() -> int:
 
 
 def _serve(args: argparse.Namespace) -> None:
-    from kserve import ModelServer, logging
+    from kserve import ModelServer, logging, model_server
 
     from strongroom.crypto.secret import keep_out_of_core_dumps
+    from strongroom.integrations.kserve.guard import BodyLimit, NoControl
     from strongroom.integrations.kserve.model import SealedKServeModel
     from strongroom.web.logs import configure_logging
 
@@ -102,7 +109,10 @@ def _serve(args: argparse.Namespace) -> None:
         **_settings(args.config),
     )
     model.load()
-    ModelServer().start([model])
+    model_server.app.add_middleware(BodyLimit, limit=args.max_request_bytes)
+    server = ModelServer()
+    server.model_repository_extension = NoControl(server.registered_models)
+    server.start([model])
 
 
 def _settings(path: str | None) -> dict[str, object]:

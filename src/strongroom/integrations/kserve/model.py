@@ -9,16 +9,13 @@ from dataclasses import replace
 from typing import Any, Final, NoReturn
 
 import numpy as np
-from fastapi import Request
-from fastapi.responses import JSONResponse
-from grpc import StatusCode
-from grpc_interceptor.exceptions import GrpcException
 from kserve import InferInput, InferOutput, InferRequest, InferResponse, Model
 from kserve.model_server import app
 from kserve.protocol.infer_type import to_http_parameters
 from kserve.utils.utils import generate_uuid
 
 from strongroom.errors import StrongroomError, UsageError
+from strongroom.integrations.kserve.guard import Refusal, answer_refusal
 from strongroom.integrations.starting import told, wait_until_ready
 from strongroom.model.location import is_url
 from strongroom.serving.call import Call, Client
@@ -26,7 +23,7 @@ from strongroom.serving.clients import Access, with_token
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.engine import Engine
 from strongroom.serving.loading import load_servable
-from strongroom.serving.status import HTTP_STATUS, Code, RequestError, code_of
+from strongroom.serving.status import Code, RequestError, code_of
 from strongroom.serving.tfs.rest import predict
 from strongroom.serving.v2 import binary, json_tensors
 from strongroom.serving.v2.datatypes import dtype_of, invalid, name_of, tensor_name, version_of
@@ -77,7 +74,7 @@ class SealedKServeModel(Model):  # type: ignore[misc]
         self._patience = patience
         self._poll = poll
         self._engine: Engine | None = None
-        app.add_exception_handler(RequestError, _answer_failure)
+        app.add_exception_handler(RequestError, answer_refusal)
 
     def __reduce__(self) -> NoReturn:
         raise UsageError(
@@ -142,7 +139,7 @@ class SealedKServeModel(Model):  # type: ignore[misc]
             ``{"predictions": …}`` or ``{"outputs": …}``, or the response of V2.
 
         Raises:
-            RequestError, GrpcException: with the code for the client.
+            RequestError: with the code for the client.
         """
         try:
             client = with_token(Client(), (headers or {}).get("authorization", ""))
@@ -157,10 +154,7 @@ class SealedKServeModel(Model):  # type: ignore[misc]
                 for name, one in found.items()
             }
         except StrongroomError as error:
-            code = code_of(error)
-            if isinstance(payload, InferRequest) and payload.from_grpc:
-                raise GrpcException(error.message, StatusCode[code.name]) from None
-            raise RequestError(code, error.message) from None
+            raise Refusal(code_of(error), error.message) from None
 
     async def _infer(self, request: InferRequest, client: Client) -> InferResponse:
         engine = self._loaded()
@@ -196,11 +190,6 @@ class SealedKServeModel(Model):  # type: ignore[misc]
     def _tensors(self, which: str) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = model_metadata(self._loaded(), self.name, None)[which]
         return found
-
-
-async def _answer_failure(request: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, RequestError)
-    return JSONResponse({"error": error.message}, int(HTTP_STATUS[error.code]))
 
 
 def _inputs(request: InferRequest) -> dict[str, np.ndarray[Any, Any]]:
