@@ -162,6 +162,36 @@ def test_a_large_body_in_chunks_is_a_body():
     assert not early
 
 
+OFFER = b"POST /x HTTP/1.1\r\nhost: a\r\nconnection: Upgrade, HTTP2-Settings%b\r\nupgrade: h2c\r\n"
+OFFER += b"http2-settings: AAMAAABk\r\ncontent-length: %d\r\n\r\n"
+
+
+@pytest.mark.parametrize("body", [b"x" * 100, b"", b"GET /hidden HTTP/1.1\r\nhost: a\r\n\r\n"])
+@pytest.mark.parametrize("pieces", [1, 2, 3])
+def test_a_request_that_offers_another_protocol_keeps_its_body(body, pieces):
+    head = OFFER % (b"", len(body))
+    whole = head + body + GET
+    cut = {1: [whole], 2: [head, body + GET], 3: [head[:60], head[60:] + body[:9], body[9:] + GET]}
+    done, early = talk(echo, cut[pieces])
+    assert done == [HEAD % len(size) + size for size in (b"%d" % len(body), b"0")]
+    assert not early
+
+
+def test_an_offer_over_and_over_and_one_with_an_end():
+    assert talk(echo, (OFFER % (b"", 1) + b"x") * 3)[0] == [HEAD % 1 + b"1"] * 3
+    done = talk(echo, OFFER % (b", close", 1) + b"x")[0]
+    assert done == [b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\nconnection: close\r\n\r\n1", "close"]
+
+
+@pytest.mark.parametrize(
+    "head", [b"CONNECT a:443 HTTP/1.1\r\nhost: a\r\n\r\n", b"GET /x HTTP/1.0\r\nhost: a\r\n\r\n"]
+)
+def test_what_is_not_spoken(head):
+    done, early = talk(echo, head)
+    assert done[-2].startswith(b"HTTP/1.1 400 ") and done[-1] == "close"
+    assert early == {"bad-request": 1}
+
+
 async def echo(scope, receive, send):
     """Says how large the body is."""
     size, more = 0, True

@@ -103,6 +103,27 @@ def test_a_body_beyond_the_limit(server, path):
         connection.close()
 
 
+def test_http_1_0(server):
+    # As nginx asks, and ApacheBench.
+    for more in ("", "connection: keep-alive\r\n", "connection: upgrade\r\nupgrade: h2c\r\n"):
+        head = f"POST {PATH} HTTP/1.0\r\ncontent-length: {len(PREDICT)}\r\n{more}\r\n".encode()
+        found, _ = raw(server, head + PREDICT)
+        assert found.startswith(b"HTTP/1.1 200 ")
+        assert b"\r\nconnection: close\r\n" in found
+        assert json.loads(found.partition(b"\r\n\r\n")[2]) == DOUBLED
+    head = f"POST {PATH} HTTP/1.0\r\ntransfer-encoding: chunked\r\n\r\n".encode()
+    assert raw(server, head + b"0\r\n\r\n")[0].startswith(b"HTTP/1.1 400 ")
+
+
+def test_an_offer_of_http_2_is_declined(server):
+    head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\nconnection: Upgrade, HTTP2-Settings, close\r\n"
+    head += f"upgrade: h2c\r\nhttp2-settings: AAMAAABk\r\ncontent-length: {len(PREDICT)}\r\n\r\n"
+    for parts in ([head.encode() + PREDICT], [head.encode(), PREDICT]):
+        found, _ = raw(server, *parts, pause=0.05)
+        assert found.count(b"HTTP/1.1 ") == found.count(b"HTTP/1.1 200 ") == 1
+        assert json.loads(found.partition(b"\r\n\r\n")[2]) == DOUBLED
+
+
 def test_a_gigabyte_is_refused_by_its_head(server):
     head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {1 << 30}\r\n\r\n".encode()
     found, seconds = raw(server, head, close=False)

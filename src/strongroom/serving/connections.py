@@ -55,6 +55,8 @@ def protocol_class(
 
 
 class _Protocol(HttpProtocol):
+    # nginx speaks 1.0 to what is behind it, unless it is told otherwise.
+    versions = ("1.0", "1.1")
     front: Front
     metrics: Metrics
     max_bytes: int
@@ -132,7 +134,7 @@ class _Protocol(HttpProtocol):
             and self._is_idle()
             and not self.flow.write_paused
             and self.parser.should_keep_alive()
-            and not self.parser.should_upgrade()
+            and self.parser.get_http_version() == "1.1"
         ):
             self._pieces = []
         else:

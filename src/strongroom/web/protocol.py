@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Collection
 from typing import Any, Final
 
+import httptools
 from uvicorn.config import Config as UvicornConfig
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -95,11 +96,13 @@ class HttpProtocol(HttpToolsProtocol):
 
     Attributes:
         addresses: what is open, of all connections of the process.
+        versions: of HTTP/1 that are spoken.
         head_seconds: from a connection, or the first byte of a further request, to the end of its head.
         answer_seconds: that a client may leave an answer unread.
     """
 
     addresses: ConnectionCount
+    versions: Collection[str] = ("1.1",)
     head_seconds: float
     answer_seconds: float
 
@@ -126,6 +129,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._head_size = 0
         self._in_head = True
         self._framing = 0
+        self._declined: bytes | None = None
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
         self._answers: _InOnePiece
@@ -158,12 +162,44 @@ class HttpProtocol(HttpToolsProtocol):
             self._head_size += len(data)
         else:
             self._framing += len(data)
-        super().data_received(data)
+        self._feed(data)
         if self._in_head and self._head_size and self._head_timer is None:
             self._expect_head()
         size, what = (self._head_size, "head") if self._in_head else (self._framing, "framing")
         if size > MAX_HEAD and not self.transport.is_closing():
             self._refuse_head(f"The {what} of the request is too large.")
+
+    def _feed(self, data: bytes) -> None:
+        """As uvicorn does it, but for the body of a request that offers another protocol.
+
+        The parser takes that for the other protocol, and uvicorn for the next request: a body could hold
+        one that no proxy has seen. Java's client offers HTTP/2 with its first request.
+        """
+        self._unset_keepalive_if_required()
+        try:
+            while True:
+                try:
+                    self.parser.feed_data(data)
+                    return
+                except httptools.HttpParserUpgrade as offer:
+                    head, self._declined = self._declined or b"", None
+                    data = head + data[offer.args[0] :]
+                    # One that has read "connection: close" reads nothing more.
+                    self.parser = httptools.HttpRequestParser(self)
+                    self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        except httptools.HttpParserError:
+            self.send_400_response("")
+
+    def _decline(self) -> bytes:
+        """The head that was read last, without the offer."""
+        version = self.parser.get_http_version().encode()
+        lines = [b"%b %b HTTP/%b" % (self.parser.get_method(), self.url, version)]
+        for name, value in self.headers:
+            if name == b"connection":
+                value = b"close" if b"close" in value.lower() else b""
+            if name not in (b"upgrade", b"http2-settings"):
+                lines.append(b"%b: %b" % (name, value))
+        return b"\r\n".join(lines) + b"\r\n\r\n"
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -184,8 +220,12 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False
         self._framing = 0
         self._stop_timer()
-        if self._is_large() or self._ambiguous() or self.parser.get_http_version() != "1.1":
+        if self._is_large() or self._ambiguous() or not self._is_spoken():
             raise ValueError  # the parser turns it into the answer below
+        if self.parser.should_upgrade():
+            self._in_head = True
+            self._declined = self._decline()
+            return
         if len(self.pipeline) >= _MOST_AHEAD:
             raise ValueError
         self.begin()
@@ -196,6 +236,8 @@ class HttpProtocol(HttpToolsProtocol):
         self.cycle.transport = self._answers  # type: ignore[assignment]
 
     def on_message_complete(self) -> None:
+        if self._declined is not None:
+            return
         super().on_message_complete()
         self.expect_next()
 
@@ -232,6 +274,16 @@ class HttpProtocol(HttpToolsProtocol):
         if 0 < self._head_size <= MAX_HEAD:  # of what came, the head is a part
             return False
         return len(self.url) + sum(len(name) + len(value) for name, value in self.headers) > MAX_HEAD
+
+    def _is_spoken(self) -> bool:
+        version: str = self.parser.get_http_version()
+        if version == "1.1":
+            method: bytes = self.parser.get_method()
+            return method != b"CONNECT"
+        # HTTP/1.0 has no chunks: where there are some, a proxy may have read another request.
+        return version in self.versions and all(
+            name != b"transfer-encoding" for name, _ in self.headers
+        )
 
     def _ambiguous(self) -> bool:
         """Two readings of one request: what proxies are fooled with."""
