@@ -38,7 +38,7 @@ def test_the_verbs():
     groups = {
         path[0]: {one[1] for one in ALL if len(one) == 2 and one[0] == path[0]} for path in ALL if path
     }
-    assert groups["plumbing"] == {"header", "tink-keyset", "vectors"}
+    assert groups["plumbing"] == {"header", "probe", "tink-keyset", "vectors"}
     assert groups["attest"] == {"collect", "verify", "show"}
     assert groups["keys"] == {"add", "list", "show", "rotate", "revoke", "destroy"}
     assert groups["audit"] == {"tail", "verify", "export"}
@@ -178,6 +178,23 @@ def test_a_signal_while_sealing_a_directory_leaves_nothing(key, here, number):
     assert process.wait(TIMEOUT) == 128 + number
     process.stderr.close()
     assert sorted(path.name for path in here.iterdir()) == ["key.txt", "model"]
+
+
+def test_a_signal_while_a_library_is_imported_is_no_bug(here):
+    # numpy, among others, turns what a signal raises there into an error of its own.
+    (here / "odd.py").write_text(
+        "import os, signal\n"
+        "try:\n    os.kill(os.getpid(), signal.SIGTERM)\n    while True: pass\n"
+        "except BaseException:\n    raise ImportError('failed to import') from None\n"
+    )
+    code = (
+        "import sys; from strongroom.cli import process, inspect\n"
+        "process.prepare(); process.typer.main.get_command = lambda app: __import__('odd')\n"
+        "sys.exit(process.run(['inspect']))"
+    )
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=here, capture_output=True, timeout=TIMEOUT, check=False)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGTERM, b"")
 
 
 def test_a_signal_right_after_the_hidden_directory_was_made(key, folder, here, monkeypatch):

@@ -98,6 +98,7 @@ def test_what_is_asked_for_wrongly(cli, here):
         (("m",), "does not say which model"),
         (("m=a", "m=b"), "two models m"),
         (("m=a", "--batch", "many"), "--batch is N or N:MS"),
+        (("m=a", "--poll", "-1"), "takes 0 to 86400 seconds"),
         (("m=a", "--admin", "root"), "--admin is subject"),
         (("m=a", "--admin", "anybody", "--admin", "name:a"), "--admin is subject"),
         (("m=a", "--tls-cert", "c.pem"), "takes a certificate and its key"),

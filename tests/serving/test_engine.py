@@ -6,11 +6,12 @@ import asyncio
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
-from strongroom.errors import PayloadTampered, ServerUnavailable
+from strongroom.errors import NotFound, PayloadTampered, ServerUnavailable
 from strongroom.serving.call import Call
 from strongroom.serving.config import Batching, Limits, ModelConfig
 from strongroom.serving.engine import Engine
@@ -174,22 +175,32 @@ def test_a_model_that_cannot_be_loaded_says_why(serve):
     assert status.code == Code.DATA_LOSS
     assert "segment 3 does not authenticate" in status.message
     assert not engine.ready()
-    with pytest.raises(RequestError, match="does not authenticate"):
-        engine.infer(Call("m", {"x": X}))
+    # Whatever is wrong with the model, it is no client's fault.
+    for version in (None, 1):
+        with pytest.raises(RequestError, match="does not authenticate") as caught:
+            engine.infer(Call("m", {"x": X}, version=version))
+        assert caught.value.code is Code.UNAVAILABLE
 
 
-def test_a_key_server_that_is_away_is_asked_again(serve):
+@pytest.mark.parametrize(
+    "error",
+    [
+        ServerUnavailable("The key server does not answer."),
+        NotFound("key.txt: no such file or directory."),
+    ],
+)
+def test_what_may_be_there_later_is_tried_again(serve, error):
     tries = []
 
     def load(version):
         tries.append(time.monotonic())
         if len(tries) < 3:
-            raise ServerUnavailable("The key server does not answer.")
+            raise error
         return Doubling()
 
     engine = serve(load)
     until(lambda: engine.status("m") and engine.status("m")[0].code)
-    with pytest.raises(RequestError, match="key server does not answer"):
+    with pytest.raises(RequestError, match=r"does not answer|no such file"):
         engine.infer(Call("m", {"x": X}))
     until(engine.ready)
     assert len(tries) == 3
@@ -237,25 +248,34 @@ def test_requests_are_put_together(serve):
 
 
 def test_a_full_queue_and_a_deadline(serve):
-    model = Doubling(wait=0.3)
+    running, go_on = threading.Event(), threading.Event()
+
+    class Held(Doubling):
+        def run(self, signature, inputs, outputs):
+            running.set()
+            assert go_on.wait(30)
+            return super().run(signature, inputs, outputs)
+
+    model = Held()
     engine = serve(lambda version: model, limits=Limits(concurrency=1, queue=1))
     until(engine.ready)
-    codes = []
 
     def ask(seconds):
         try:
             engine.infer(Call("m", {"x": X}, deadline=time.monotonic() + seconds))
-            codes.append(None)
         except RequestError as error:
-            codes.append(error.code)
+            return error.code
+        return None
 
-    threads = [threading.Thread(target=ask, args=(seconds,)) for seconds in (5, 0.1, 5)]
-    for one in threads:
-        one.start()
-        time.sleep(0.03)
-    for one in threads:
-        one.join()
-    assert codes == [Code.RESOURCE_EXHAUSTED, Code.DEADLINE_EXCEEDED, None]
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(ask, 60)
+        assert running.wait(30)
+        second = threads.submit(ask, 3)
+        until(lambda: engine.statistics("m")[0][1].waiting)
+        assert ask(60) is Code.RESOURCE_EXHAUSTED
+        assert second.result(30) is Code.DEADLINE_EXCEEDED
+        go_on.set()
+        assert first.result(30) is None
     assert engine.infer(Call("m", {"x": X})).version == 1
 
 

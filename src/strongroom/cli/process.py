@@ -45,15 +45,16 @@ class _Interrupted(BaseException):
 
 
 _last_interrupt = -math.inf
+_interrupted_by = 0
 
 
 def _interrupt(number: int, frame: object) -> None:
     # One that follows at once must not cut the cleanup short. A later one counts: Python drops an
     # exception that a signal raises inside a finalizer.
-    global _last_interrupt
+    global _last_interrupt, _interrupted_by
     now = time.monotonic()
     if now - _last_interrupt > _GRACE:
-        _last_interrupt = now
+        _last_interrupt, _interrupted_by = now, number
         raise _Interrupted(number)
 
 
@@ -152,6 +153,9 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if _is_broken_pipe(error):
             return _broken_pipe()
+        if _interrupted_by and isinstance(error, ImportError):
+            # numpy makes this of an exception that a signal raises while it is imported.
+            return 128 + _interrupted_by
         if os.environ.get("STRONGROOM_DEBUG"):
             traceback.print_exception(error)
         return _failure(error)

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 
-from strongroom.errors import AccessError, MissingExtra, StrongroomError, Unavailable
+from strongroom.errors import AccessError, MissingExtra, NotFound, StrongroomError, Unavailable
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.memory import trim
 from strongroom.serving.servable import Servable
@@ -35,6 +35,8 @@ _WORKERS: Final = 8
 _JITTER: Final = random.Random()  # noqa: S311 - of its own: seeds elsewhere do not touch it
 _FIRST_RETRY: Final = 1.0
 _LAST_RETRY: Final = 60.0
+_PASSING: Final = (Unavailable, AccessError, NotFound)
+"""What may be otherwise later: a key server comes back, an owner changes his mind, a key file is mounted."""
 _KEPT: Final = 16
 """Ended versions of a model that are still in its status."""
 
@@ -277,7 +279,7 @@ class Keeper:
             # Only its words are kept: its frames may hold the contents of the model.
             reason = _reason(config.name, version.number, error)
             _log_failure(config.name, version.number, error)
-            failure = code_of_loading(error), reason, isinstance(error, Unavailable | AccessError)
+            failure = code_of_loading(error), reason, isinstance(error, _PASSING)
         trim()
         with self.changed:
             version.busy = False
@@ -301,7 +303,6 @@ class Keeper:
     def _failed(self, model: Model, version: Version, code: Code, message: str, again: bool) -> None:
         version.code, version.message = code, message
         if again:
-            # A key server that is away comes back, and an owner may change his mind.
             pause = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(version.tries, 10))
             version.tries += 1
             version.retry_at = time.monotonic() + pause * _JITTER.uniform(0.5, 1.0)

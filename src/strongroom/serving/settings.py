@@ -90,7 +90,7 @@ class RequestLimits:
 
     Attributes:
         bytes: of a body or message, as sent and as unpacked.
-        bytes_held: of all bodies over HTTP whose requests are not answered yet.
+        bytes_held: of all bodies whose requests are not answered yet; as much again of large messages over gRPC.
         head_seconds: in which the head of a request arrives.
         body_seconds: in which its body arrives.
         answer_seconds: that a client may leave an answer unread.
@@ -133,3 +133,7 @@ class Settings:
     poll: float = 1.0
     access_log: bool = True
     otlp_endpoint: str | None = None
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.poll <= 86400:
+            raise UsageError("Looking for new versions takes 0 to 86400 seconds.")
