@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 import threading
 
+import flatbuffers
 import keras
 import numpy as np
 import pytest
 from saved_models import tf, v1
+from tensorflow.lite.python import schema_py_generated as schema
 
 import strongroom
 from strongroom.errors import UsageError
@@ -258,6 +260,55 @@ def test_tflite_without_signatures(loaded, lite):
     for value in (1, 2):
         found = run(model, **{name: np.full((1, 4), value, np.float32)})
         assert found[output].tolist() == [[2 * value] * 4]
+
+
+def recurrent():
+    """The sum of x and of what came before, which TFLite keeps from run to run."""
+    made = schema.ModelT()
+    made.version, made.buffers = 3, [schema.BufferT()]
+    code = schema.OperatorCodeT()
+    code.builtinCode = code.deprecatedBuiltinCode = schema.BuiltinOperator.RNN
+    made.operatorCodes = [code]
+    graph = schema.SubGraphT()
+    graph.tensors = []
+
+    def tensor(name, shape, values=None, *, variable=False):
+        one = schema.TensorT()
+        one.name, one.shape, one.type, one.isVariable = name, shape, schema.TensorType.FLOAT32, variable
+        one.buffer = 0
+        if values is not None:
+            data = schema.BufferT()
+            data.data = np.frombuffer(np.asarray(values, np.float32).tobytes(), np.uint8)
+            one.buffer = len(made.buffers)
+            made.buffers.append(data)
+        graph.tensors.append(one)
+        return len(graph.tensors) - 1
+
+    step = schema.OperatorT()
+    step.inputs = [
+        tensor("x", [1, 2]),
+        tensor("weights", [2, 2], np.eye(2)),
+        tensor("recurrent", [2, 2], np.eye(2)),
+        tensor("bias", [2], np.zeros(2)),
+        tensor("hidden", [1, 2], variable=True),
+    ]
+    step.outputs = [tensor("y", [1, 2])]
+    step.builtinOptionsType, step.builtinOptions = (
+        schema.BuiltinOptions.RNNOptions,
+        schema.RNNOptionsT(),
+    )
+    graph.operators, graph.inputs, graph.outputs = [step], step.inputs[:1], step.outputs
+    made.subgraphs = [graph]
+    builder = flatbuffers.Builder(1024)
+    builder.Finish(made.Pack(builder), b"TFL3")
+    return bytes(builder.Output())
+
+
+def test_tflite_remembers_nothing_of_a_request(loaded, tmp_path):
+    (tmp_path / "rnn.tflite").write_bytes(recurrent())
+    model = loaded(tmp_path / "rnn.tflite")
+    for value in (1, 5, 1):
+        assert run(model, x=np.full((1, 2), value, np.float32))["y"].tolist() == [[value, value]]
 
 
 def test_tflite_refuses_indices_that_are_none(loaded, lite):

@@ -25,6 +25,7 @@ class _Interpreter:
 
     def __init__(self, interpreter: Any) -> None:
         self._lock = threading.Lock()
+        self._forget = interpreter.reset_all_variables
         self._calls: dict[str, Callable[..., Mapping[str, Any]]] = {}
         self.signatures: dict[str, Signature] = {}
         for name in interpreter.get_signature_list():
@@ -52,6 +53,8 @@ class _Interpreter:
         specs = self.signatures[signature].outputs
         try:
             with self._lock:
+                # What recurrent layers remember of one request is nothing for the next; 0.4 µs.
+                self._forget()
                 found = self._calls[signature](**inputs)
         except (RuntimeError, ValueError):
             # It could be run when it was loaded: what it refuses are these shapes or values.
@@ -62,6 +65,7 @@ class _Interpreter:
 
     def close(self) -> None:
         self._calls.clear()
+        del self._forget
 
 
 class _Whole:
