@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, Protocol
@@ -10,7 +11,6 @@ from prometheus_client import (
     CONTENT_TYPE_LATEST,
     CollectorRegistry,
     Counter,
-    Histogram,
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
@@ -18,7 +18,7 @@ from prometheus_client import (
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from strongroom.serving.counts import SECONDS
+from strongroom.serving.counts import SECONDS, Counts
 from strongroom.serving.servable import Statistics
 from strongroom.serving.states import State, VersionStatus
 from strongroom.serving.status import Code, RequestError
@@ -28,6 +28,9 @@ __all__ = ["CONTENT_TYPE_LATEST", "Metrics", "Watched"]
 _ENDED: Final = 16
 """Versions of a model that have ended and still have numbers: who looks sees them once more, and a model
 that is renewed every hour does not fill the memory."""
+
+_Asked = tuple[tuple[str, int] | None, str, str]
+"""Model and version, protocol, transport."""
 
 disable_created_metrics()  # type: ignore[no-untyped-call]  # as many numbers again, which nobody reads
 
@@ -45,26 +48,14 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self._requests = self._make(
-            Counter,
-            "requests",
-            "Requests by model, protocol and outcome (a code of gRPC; OK).",
-            *("model", "version", "api", "transport", "code"),
-        )
-        self._seconds = self._make(
-            Histogram,
-            "request_seconds",
-            "Time from a request that is there whole to its answer.",
-            *("model", "version", "api", "transport"),
-            buckets=SECONDS,
-        )
+        self._requests = _Requests()
+        self._registry.register(self._requests)
         self._early = self._make(
             Counter, "refused_early", "Connections and requests that came to no protocol.", "why"
         )
         self._loads = self._make(
             Counter, "loads", "Versions of models that were loaded, and that were not.", "model", "code"
         )
-        self._of: dict[tuple[Any, ...], tuple[Callable[[], None], Callable[[float], None]]] = {}
         self._ended: dict[str, OrderedDict[int, None]] = {}
         ProcessCollector(registry=self._registry)
 
@@ -87,15 +78,7 @@ class Metrics:
             code: 0 or a :class:`.status.Code`.
             seconds: that it took.
         """
-        found = self._of.get((model, api, transport, code))
-        if found is None:
-            name, version = model or ("", 0)
-            labels = (name, str(version or ""), api, transport)
-            outcome = "OK" if not code else Code(code).name
-            counter, histogram = self._requests.labels(*labels, outcome), self._seconds.labels(*labels)
-            found = self._of[model, api, transport, code] = counter.inc, histogram.observe
-        found[0]()
-        found[1](seconds)
+        self._requests.add((model, api, transport), code, seconds)
 
     def refused_early(self, why: str) -> None:
         """Count what was refused for its rate, size, form or slowness."""
@@ -117,14 +100,54 @@ class Metrics:
             ended[status.version] = None
         while len(ended) > _ENDED:
             version, _ = ended.popitem(last=False)
-            of = {"model": model, "version": str(version)}
-            self._of = {known: one for known, one in self._of.items() if known[0] != (model, version)}
-            for metric in (self._requests, self._seconds):
-                metric.remove_by_labels(of)
+            self._requests.forget((model, version))
 
     def text(self) -> bytes:
         """All of it, in Prometheus' format."""
         return generate_latest(self._registry)
+
+
+class _Requests(Collector):
+    """Requests, by what they asked and how it ended; prometheus_client takes 3 µs to count one, this 1."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._of: dict[_Asked, tuple[Counts, dict[int, int]]] = {}
+
+    def add(self, asked: _Asked, code: int, seconds: float) -> None:
+        with self._lock:
+            found = self._of.get(asked)
+            if found is None:
+                found = self._of[asked] = Counts(SECONDS), {}
+            counts, codes = found
+            counts.add(seconds)
+            codes[code] = codes.get(code, 0) + 1
+
+    def forget(self, model: tuple[str, int]) -> None:
+        with self._lock:
+            self._of = {asked: one for asked, one in self._of.items() if asked[0] != model}
+
+    def collect(self) -> Iterable[Metric]:
+        labels = ("model", "version", "api", "transport")
+        requests = CounterMetricFamily(
+            "strongroom_serving_requests",
+            "Requests by model, protocol and outcome (a code of gRPC; OK).",
+            labels=(*labels, "code"),
+        )
+        seconds = HistogramMetricFamily(
+            "strongroom_serving_request_seconds",
+            "Time from a request that is there whole to its answer.",
+            labels=labels,
+        )
+        with self._lock:
+            found = [(asked, one.copy(), codes.copy()) for asked, (one, codes) in self._of.items()]
+        for (model, api, transport), counts, codes in found:
+            name, version = model or ("", 0)
+            of = [name, str(version or ""), api, transport]
+            seconds.add_metric(of, counts.buckets(), counts.total)
+            for code, number in codes.items():
+                requests.add_metric([*of, Code(code).name if code else "OK"], number)
+        return requests, seconds
 
 
 class _Models(Collector):
