@@ -248,6 +248,12 @@ def test_a_handle_names_the_model_where_there_are_several(handle):
         handle.predict.remote({"x": X}).result()
 
 
+def test_replicas_leave_no_core_dumps(node, handle):
+    replicas = node.replicas()
+    assert len(replicas) == 2
+    assert {one.rlimit(psutil.RLIMIT_CORE)[0] for one in replicas} == {0}
+
+
 def test_the_cache_of_the_node_is_asked_and_the_server_once(node, handle):
     served = {one["name"]: one["served"] for one in node.cache.status()["leases"]}
     assert served.keys() == {"resnet", "ruled"}
