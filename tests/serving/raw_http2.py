@@ -14,8 +14,12 @@ class Connection:
 
     def __init__(self, port: int, timeout=30.0) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
-        self.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
-        self.send(SETTINGS, 0, 0, b"")
+        try:
+            self.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")
+            self.send(SETTINGS, 0, 0, b"")
+        except OSError:  # closed by the server, before a word
+            self.socket.close()
+            raise
         self._buffer = b""
         self._stream = -1
 

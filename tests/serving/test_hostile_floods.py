@@ -31,12 +31,14 @@ def server(tmp_path_factory):
     place = tmp_path_factory.mktemp("floods")
     (place / "m").write_text("0")
     (place / "slow").write_text("0.02")
+    (place / "busy").write_text("0.3")
     (place / "stuck").write_text("3")
     made = Server(
         place,
         models=[
             {"name": "m", "path": str(place / "m")},
             {"name": "slow", "path": str(place / "slow")},
+            {"name": "busy", "path": str(place / "busy")},
             {"name": "stuck", "path": str(place / "stuck")},
         ],
         limits={
@@ -247,3 +249,35 @@ def test_connections_of_grpc_are_bounded(start):
                 return False
 
     server.until(answers, 60)
+
+
+def test_calls_whose_message_does_not_come_end(start):
+    """After their time; or soon, where they are half of all that there may be."""
+    server = start(limits={"grpc_threads": 4, "grpc_waiting": 16, "body_seconds": 600.0})
+    with Connection(server.grpc, timeout=60) as connection:
+        streams = [connection.call("/inference.GRPCInferenceService/ModelInfer") for _ in range(12)]
+        connection.until_ended(streams[0])
+    server = start(limits={"body_seconds": 1.0})
+    with Connection(server.grpc, timeout=60) as connection:
+        connection.until_ended(connection.call("/inference.GRPCInferenceService/ModelInfer"))
+
+
+def test_large_messages_that_wait_for_a_model_are_bounded(server):
+    """As over HTTP."""
+    before, codes, peak = memory(server), [], []
+    options = [("grpc.use_local_subchannel_pool", 1)]
+
+    def ask(_):
+        with grpc.insecure_channel(f"127.0.0.1:{server.grpc}", options) as channel:
+            try:
+                infer(channel, "busy", rows=16_000, timeout=60)
+                codes.append("OK")
+            except grpc.RpcError as error:
+                codes.append(error.code().name)
+            peak.append(memory(server))
+
+    with ThreadPoolExecutor(36) as pool:
+        list(pool.map(ask, range(36)))
+    assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
+    assert max(peak) < before + (96 << 20)
+    assert server.ask("POST", PATH.format("m"), PREDICT)[0] == 200

@@ -250,11 +250,10 @@ def test_calls_that_stall_leave_others_their_threads(server, channel):
     """More than there are threads, over several connections; gRPC would wait for each without an end."""
     connections = [Connection(server.grpc, timeout=60) for _ in range(4)]
     try:
-        ended = [stalled(one, 20) for one in connections]
+        for one in connections:
+            stalled(one, 20)
         assert call(channel, V2 + "ServerLive", b"", 60)
         assert answers(channel)
-        for connection, streams in zip(connections, ended, strict=True):
-            connection.until_ended(streams[0])
     finally:
         for one in connections:
             one.socket.close()

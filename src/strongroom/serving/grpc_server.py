@@ -83,7 +83,12 @@ class GrpcServer:
     ) -> None:
         self._health = health.HealthServicer()
         self._said: dict[str, int] = {}
-        threads = Threads(limits.grpc_threads, limits.body_seconds)
+        threads = Threads(
+            limits.grpc_threads,
+            limits.grpc_waiting,
+            limits.body_seconds,
+            max(limits.bytes, limits.bytes_held),
+        )
         tls = certificates is not None
         self._server = grpc.server(
             threads,

@@ -32,11 +32,15 @@ AT_ONCE: Final = "strongroom_at_once"
 have to wait."""
 
 _HURRIED: Final = 5.0
-"""Seconds that a message may take where half of the threads wait for one."""
+"""Seconds that a message may take where half of the threads, or of all calls, wait for one."""
+
+_LARGE: Final = 64 << 10
+"""Bytes from which messages are counted: of smaller ones there are never too many."""
 
 _LOOK_EVERY: Final = 1.0
 _LATE: Final = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 _WORDS: Final = "The message took too long to arrive."
+_FULL: Final = b"The messages of other calls fill the memory."
 
 _KNOWN: Final = all(
     hasattr(_server, name)
@@ -50,10 +54,11 @@ _KNOWN: Final = all(
 class _Pending:
     """What gRPC counts a call with until it is done."""
 
-    __slots__ = ("_callback",)
+    __slots__ = ("_callback", "bytes")
 
     def __init__(self) -> None:
         self._callback: Callable[[Any], None] | None = None
+        self.bytes = 0
 
     def add_done_callback(self, callback: Callable[[Any], None]) -> None:
         self._callback = callback
@@ -68,13 +73,18 @@ class Threads:
 
     Args:
         most: threads.
+        waiting: calls beyond those.
         seconds: in which the message of a call, or the first of a stream, arrives.
+        held: bytes of large messages whose calls are not answered yet.
     """
 
-    def __init__(self, most: int, seconds: float) -> None:
+    def __init__(self, most: int, waiting: int, seconds: float, held: int) -> None:
         self._workers = Workers(most, "grpc")
         self._most = most
+        self._most_calls = most + waiting
         self._seconds = seconds
+        self._held, self._most_held = 0, held
+        self._lock = threading.Lock()
         # By thread or call; each adds and removes its own, in one step of the interpreter.
         self._waiting: dict[Any, tuple[float, Any]] = {}
         self._reader = 0
@@ -117,27 +127,37 @@ class Threads:
         """Read the message, and answer then; ``thunk`` would wait for it."""
         self._reader = threading.get_ident()
         call, pending = event.call, _Pending()
-        receive = _server._receive_message(state, call, reader)
+
+        def sized(data: bytes) -> Any:
+            if len(data) >= _LARGE:
+                pending.bytes = len(data)
+            return reader(data)
+
+        receive = _server._receive_message(state, call, sized)
 
         def arrived(message_event: Any) -> Any:
             self._waiting.pop(pending, None)
             finished = receive(message_event)
+            room = not pending.bytes or self._has_room(pending)
             with state.condition:
                 request, state.request = state.request, None
                 active = _server._is_rpc_state_active(state)
                 if request is None and active and state.client is _server._CLOSED:
                     code = cygrpc.StatusCode.unimplemented
                     _server._abort(state, call, code, b"The call has no message.")
+                elif not room and active:
+                    request = None
+                    _server._abort(state, call, cygrpc.StatusCode.resource_exhausted, _FULL)
             if request is None or not active:
-                pending.done()
+                self._done(pending)
                 return finished
 
             def answer() -> None:
                 respond = _server._unary_response_in_pool
                 run(respond, event, state, behavior, lambda: request, reader, writer)
 
-            if not hasattr(behavior, AT_ONCE) or not _answered(answer, pending):
-                self._workers.submit(partial(_answer_in_thread, answer, pending))
+            if not hasattr(behavior, AT_ONCE) or not self._answered(answer, pending):
+                self._workers.submit(partial(self._answer_in_thread, answer, pending))
             return finished
 
         self._waiting[pending] = time.monotonic(), call
@@ -154,32 +174,53 @@ class Threads:
         finally:
             self.arrived()
 
+    def _answered(self, answer: Callable[[], None], pending: _Pending) -> bool:
+        """Whether a call could be answered without waiting."""
+        try:
+            answer()
+        except Elsewhere:
+            return False
+        except BaseException as error:  # without the thread that reads, nobody would be answered
+            log.error("fault", **describe(error))
+        self._done(pending)
+        return True
+
+    def _answer_in_thread(self, answer: Callable[[], None], pending: _Pending) -> None:
+        try:
+            answer()
+        finally:
+            self._done(pending)
+
+    def _has_room(self, pending: _Pending) -> bool:
+        """Whether a message may stay; otherwise it does not count."""
+        with self._lock:
+            if self._held + pending.bytes <= self._most_held:
+                self._held += pending.bytes
+                return True
+        pending.bytes = 0
+        return False
+
+    def _done(self, pending: _Pending) -> None:
+        if pending.bytes:
+            with self._lock:
+                self._held -= pending.bytes
+        pending.done()
+
     def _watch(self) -> None:
         while not self._stopped.wait(_LOOK_EVERY):
-            waiting = list(self._waiting.values())
-            limit = self._seconds
-            if 2 * len(waiting) >= self._most:
-                limit = min(limit, _HURRIED)
-            now = time.monotonic()
-            for since, call in waiting:
-                if now - since > limit:
-                    call.cancel(_LATE, _WORDS)
+            waiting = list(self._waiting.items())
+            # Streams wait in threads; calls take the place of calls alone.
+            streams = [one for key, one in waiting if type(key) is int]
+            calls = [one for key, one in waiting if type(key) is not int]
+            self._end(streams, self._most)
+            self._end(calls, self._most_calls)
 
-
-def _answered(answer: Callable[[], None], pending: _Pending) -> bool:
-    """Whether a call could be answered without waiting."""
-    try:
-        answer()
-    except Elsewhere:
-        return False
-    except BaseException as error:  # without the thread that reads, nobody would be answered
-        log.error("fault", **describe(error))
-    pending.done()
-    return True
-
-
-def _answer_in_thread(answer: Callable[[], None], pending: _Pending) -> None:
-    try:
-        answer()
-    finally:
-        pending.done()
+    def _end(self, waiting: list[tuple[float, Any]], most: int) -> None:
+        """End those that have waited for too long, of so many that there can be."""
+        limit = self._seconds
+        if 2 * len(waiting) >= most:
+            limit = min(limit, _HURRIED)
+        now = time.monotonic()
+        for since, call in waiting:
+            if now - since > limit:
+                call.cancel(_LATE, _WORDS)
