@@ -82,6 +82,7 @@ bench: venv system ## every figure of the README and the reference, as ratios; 1
 	for database in sqlite postgresql; do $(BIN)/python benchmarks/keyserver.py --database $$database; done
 	$(BIN)/python benchmarks/keyserver.py fleet
 	$(BIN)/python benchmarks/keyserver.py cache --outage 600
+	$(BIN)/python benchmarks/serving.py all
 
 docs: venv ## the site into site/; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
