@@ -211,6 +211,10 @@ class Module(tf.Module):
     def look(self, d, i):
         return {"rows": tf.gather(d, i), "sum": tf.reduce_sum(d)}
 
+    @tf.function(input_signature=[tf.TensorSpec([None, None], tf.float32, "x")])
+    def free(self, x):
+        return {"x": 2 * x}
+
     @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "t")])
     def text(self, t):
         return {"t": tf.reshape(t, [-1, 1])}
@@ -221,7 +225,7 @@ def lite(tmp_path_factory):
     """A TFLite model with two signatures, and one from before there were any."""
     place = tmp_path_factory.mktemp("lite")
     module = Module()
-    signatures = {"serving_default": module.look, "text": module.text}
+    signatures = {"serving_default": module.look, "text": module.text, "free": module.free}
     tf.saved_model.save(module, place / "saved", signatures=signatures)
     converter = tf.lite.TFLiteConverter.from_saved_model(
         str(place / "saved"), signature_keys=list(signatures)
@@ -316,6 +320,9 @@ def test_tflite_refuses_indices_that_are_none(loaded, lite):
     d = np.ones((2, 4), np.float32)
     refused(model, d=d, i=np.array([7777], np.int32))
     assert run(model, d=d, i=np.array([1], np.int32))["rows"].tolist() == [[1, 1, 1, 1]]
+    # No size that TFLite could count.
+    refused(model, "free", x=np.zeros((1 << 40, 0), np.float32))
+    assert run(model, "free", x=np.ones((2, 1), np.float32))["x"].tolist() == [[2], [2]]
 
 
 def test_tflite_in_threads(loaded, lite):

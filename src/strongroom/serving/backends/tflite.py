@@ -56,8 +56,8 @@ class _Interpreter:
                 # What recurrent layers remember of one request is nothing for the next; 0.4 µs.
                 self._forget()
                 found = self._calls[signature](**inputs)
-        except (RuntimeError, ValueError):
-            # It could be run when it was loaded: what it refuses are these shapes or values.
+        except (RuntimeError, ValueError, OverflowError):
+            # It has been prepared when it was loaded: what it refuses are these shapes or values.
             raise RequestError(
                 Code.INVALID_ARGUMENT, "The model cannot compute with these values."
             ) from None
