@@ -553,7 +553,7 @@ def test_a_path_that_no_system_takes_harms_no_other_model(place):
     engine.start()
     try:
         until(lambda: engine.status("m") and engine.status("m")[0].state is State.AVAILABLE)
-        until(lambda: engine._repository.problem("bad") is not None)
+        until(lambda: engine._repository._models["bad"].problem)
         assert ask(engine).version == 1
         assert not engine.ready()
     finally:

@@ -198,6 +198,9 @@ def test_a_place_that_is_not_there_says_so(tmp_path):
         assert status == 503
         assert "nowhere" in json.loads(content)["error"]
         assert len(server.lines("no versions")) == 1
+        (one,) = json.loads(server.ask("POST", "/v2/repository/index", b"{}")[2])
+        assert (one["state"], one["version"]) == ("UNAVAILABLE", "")
+        assert "nowhere" in one["reason"]
     finally:
         server.kill()
 

@@ -135,11 +135,6 @@ class Repository:
         with self._lock:
             return all(one.serving for one in self._models.values() if one.wanted)
 
-    def problem(self, name: str) -> RequestError | None:
-        """Why no version of a model can be found, if none can."""
-        with self._lock:
-            return self._model(name).problem
-
     def _model(self, name: str) -> Model:
         model = self._models.get(name)
         if model is None:

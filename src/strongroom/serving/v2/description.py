@@ -129,8 +129,18 @@ def index(
             if not ready or one.state is State.AVAILABLE
         )
         if not versions and not ready:
-            found.append({"name": model, "version": "", "state": "UNAVAILABLE", "reason": ""})
+            reason = _why_none(engine, model)
+            found.append({"name": model, "version": "", "state": "UNAVAILABLE", "reason": reason})
     return found
+
+
+def _why_none(engine: Engine, model: str) -> str:
+    """Why a model has no version."""
+    try:
+        engine.signatures(model)
+    except RequestError as error:
+        return error.message
+    return ""
 
 
 def refuse_parameters(parameters: Mapping[str, Any]) -> None:
