@@ -109,7 +109,8 @@ class GrpcServer:
                 self.port = self._server.add_secure_port(address, credentials)
         except RuntimeError:
             raise Unavailable(
-                f"Cannot listen at {listen.host}, port {listen.grpc_port}, for gRPC."
+                f"Cannot listen at {listen.host}, port {listen.grpc_port}, for gRPC.",
+                hint="Another program may listen there, which ss -ltnp shows; --grpc-port takes another.",
             ) from None
 
     def _reflect(self, services: list[str]) -> None:
@@ -308,9 +309,11 @@ class _Guarded:
 
         Where rules say how often a client may ask, each call is to be counted once.
         """
-        for model in self._models_of(request):
-            if self._waits.get(model, 0.0) > now or self._access.ruled(model):
-                raise Elsewhere
+        (model,) = self._models_of(request)
+        if self._waits and self._waits.get(model, 0.0) > now:
+            raise Elsewhere
+        if self._access.ruled(model):
+            raise Elsewhere
 
     def _traced(self, context: Any) -> Trace | None:
         assert self._tracing is not None

@@ -40,13 +40,14 @@ _LARGE: Final = 64 << 10
 _LOOK_EVERY: Final = 1.0
 _LATE: Final = grpc.StatusCode.DEADLINE_EXCEEDED.value[0]
 _WORDS: Final = "The message took too long to arrive."
+_FAILED: Final = b"The server failed."
 _FULL: Final = b"The messages of other calls fill the memory."
 
 _KNOWN: Final = all(
     hasattr(_server, name)
     for name in (
         *("_unary_response_in_pool", "_receive_message", "_RECEIVE_MESSAGE_TOKEN"),
-        *("_is_rpc_state_active", "_abort", "_CLOSED"),
+        *("_is_rpc_state_active", "_abort", "_status", "_Context", "_CLOSED"),
     )
 )
 
@@ -153,8 +154,16 @@ class Threads:
                 return finished
 
             def answer() -> None:
-                respond = _server._unary_response_in_pool
-                run(respond, event, state, behavior, lambda: request, reader, writer)
+                try:
+                    response = run(behavior, request, _server._Context(event, state, reader))
+                    data = writer(response)
+                except Exception as error:
+                    if not state.aborted:
+                        log.error("fault", **describe(error))
+                    with state.condition:
+                        _server._abort(state, call, cygrpc.StatusCode.internal, _FAILED)
+                else:
+                    _server._status(event, state, data)
 
             if not hasattr(behavior, AT_ONCE) or not self._answered(answer, pending):
                 self._workers.submit(partial(self._answer_in_thread, answer, pending))

@@ -81,7 +81,7 @@ class Repository:
             RequestError: NOT_FOUND; UNAVAILABLE: it is not loaded, or not yet.
         """
         with self._lock:
-            model = self._model(name)
+            model = self._models.get(name) or self._model(name)
             if label is not None:
                 if label not in model.config.labels:
                     raise RequestError(Code.NOT_FOUND, f"Model {name} has no label {label[:80]!r}.")
@@ -128,7 +128,8 @@ class Repository:
             RequestError: NOT_FOUND.
         """
         # Every request asks, and one look into a dictionary takes no lock.
-        return self._model(name).config
+        model = self._models.get(name)
+        return self._model(name).config if model is None else model.config
 
     def ready(self) -> bool:
         """Every model that is wanted has a version that answers."""

@@ -121,14 +121,15 @@ class Servable:
             RequestError: with the code for the client.
         """
         began, work = time.monotonic(), None
-        if call.at_once and not self._is_quick(_bytes(call.inputs), began):
+        size = _bytes(call.inputs)
+        if call.at_once and not self._is_quick(size, began):
             raise Elsewhere
         try:
             work = self._prepare(call, began)
             if self._cache is None:
-                outputs = self._compute(work)
+                outputs = self._compute(work, size)
             else:
-                outputs = self._cache.answer(work, self._compute)
+                outputs = self._cache.answer(work, partial(self._compute, size=size))
         except Elsewhere:
             raise
         except BaseException:
@@ -136,7 +137,7 @@ class Servable:
             raise
         return self._answer(work, outputs, began)
 
-    def _compute(self, work: Work) -> Outputs:
+    def _compute(self, work: Work, size: int) -> Outputs:
         if self._batcher is not None and self.signatures[work.signature].batched:
             return self._patiently(self._batcher.submit(work), work.deadline)
         turn = self._admission.enter()
@@ -145,7 +146,7 @@ class Servable:
                 self._admission.give_up(turn)
                 raise Elsewhere
             self._wait(turn, work.deadline)
-        return self._run_alone(work, _bytes(work.call.inputs))
+        return self._run_alone(work, size)
 
     def _is_quick(self, size: int, now: float) -> bool:
         """Whether a run with so many bytes is for a thread that others wait for."""

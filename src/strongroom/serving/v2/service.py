@@ -18,6 +18,7 @@ from strongroom.serving.status import Code, RequestError
 from strongroom.serving.v2 import binary, description
 from strongroom.serving.v2.classification import classify, count_of
 from strongroom.serving.v2.datatypes import (
+    DATATYPES,
     MAX_NAME,
     dtype_of,
     elements,
@@ -216,7 +217,8 @@ class _Service:
 def _read(request: Any, call: Call) -> dict[str, int]:
     """Complete the call; the number of classes of each output that is asked for."""
     call.inputs = _inputs(request)
-    call.version = version_of(request.model_version)
+    if request.model_version:
+        call.version = version_of(request.model_version)
     if "timeout" in request.parameters:
         limit = deadline(_value(request.parameters["timeout"]))
         if limit is not None and (call.deadline is None or limit < call.deadline):
@@ -249,7 +251,7 @@ def _inputs(request: Any) -> dict[str, np.ndarray[Any, Any]]:
             raise invalid(f"Input {name} is there twice.")
         if one.parameters:
             _no_shared_memory(one.parameters)
-        dtype = dtype_of(name, one.datatype)
+        dtype = DATATYPES.get(one.datatype) or dtype_of(name, one.datatype)
         if not raw:
             inputs[name] = _contents(name, dtype, one)
         elif one.HasField("contents"):
