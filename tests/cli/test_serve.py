@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
+import socket
 import subprocess
 import time
 import urllib.error
@@ -42,7 +44,7 @@ def served(cli, here):
         while True:
             lines = [json.loads(line) for line in (here / "log").read_text().splitlines()]
             listening = [line for line in lines if line["event"] == "listening"]
-            settled = [line for line in lines if line.get("state") in ("AVAILABLE", "END")]
+            settled = [line for line in lines if line.get("state") == "AVAILABLE" or line.get("code")]
             if listening and settled:
                 return process, listening[0]["rest_port"], settled[0]
             assert process.poll() is None, (here / "log").read_text()
@@ -83,6 +85,39 @@ def test_a_model_without_its_key_says_so(served, here):
     assert ask(port, "/healthz")[0] == 200
 
 
+def test_the_process_leaves_no_core_dump_and_shows_no_key(served, here):
+    process, _, settled = served("m=m.sealed", "-k", "key.txt")
+    assert settled["state"] == "AVAILABLE"
+    with open(f"/proc/{process.pid}/limits") as file:
+        assert re.search(r"Max core file size +0 ", file.read())
+    # The key that opens models, in the one spelling that a command line or a log could have.
+    secret = (here / "key.txt").read_bytes().strip()
+    for name in ("cmdline", "environ"):
+        with open(f"/proc/{process.pid}/{name}", "rb") as file:
+            assert secret not in file.read()
+    assert secret not in (here / "log").read_bytes()
+
+
+def test_all_addresses_of_either_kind(served):
+    if not socket.has_dualstack_ipv6():
+        pytest.skip("this machine has no IPv6")
+    _, port, _ = served("m=m.sealed", "-k", "key.txt", "--host", "::")
+    for host in ("::1", "127.0.0.1"):
+        with socket.create_connection((host, port), timeout=30) as one:
+            one.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+            with one.makefile("rb") as answer:
+                assert answer.read().startswith(b"HTTP/1.1 200 ")
+
+
+def test_a_key_in_place_of_a_configuration_is_not_shown(served, cli, here):
+    secret = (here / "key.txt").read_text().strip()
+    for option in ("--model-config-file", "--config", "--ssl-config-file"):
+        found = cli("serve", "m=m.sealed", option, "key.txt")
+        assert found.code in (2, 4)
+        assert "key.txt" in found.error()
+        assert secret not in found.error()
+
+
 def test_models_of_files(served, here):
     (here / "models.yaml").write_text("models: [{name: a, path: m.sealed, key: key.txt}]\n")
     _, port, settled = served("--config", "models.yaml", "--no-access-log")
@@ -101,6 +136,7 @@ def test_what_is_asked_for_wrongly(cli, here):
         (("m=a", "--poll", "-1"), "takes 0 to 86400 seconds"),
         (("m=a", "--admin", "root"), "--admin is subject"),
         (("m=a", "--admin", "anybody", "--admin", "name:a"), "--admin is subject"),
+        (("m=a", "--admin", "token-sha256:sesame"), "has 64 hexadecimal digits"),
         (("m=a", "--tls-cert", "c.pem"), "takes a certificate and its key"),
         (("m=a", "--rest-port", "70000"), "from 0 to 65535"),
         (("m=a", "--rest-port", "8500"), "two ports"),

@@ -59,7 +59,10 @@ def serve(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option("--host", metavar="HOST", help="Where to listen; 0.0.0.0 is everywhere.")
+        str,
+        typer.Option(
+            "--host", metavar="HOST", help="Where to listen; 0.0.0.0 is everywhere, :: with IPv6 too."
+        ),
     ] = "127.0.0.1",
     rest_port: Annotated[
         int, typer.Option("--rest-port", metavar="PORT", help="Of HTTP; 0 takes any that is free.")

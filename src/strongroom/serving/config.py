@@ -13,6 +13,7 @@ from strongroom.serving.tensors import TensorSpec
 __all__ = ["Batching", "Cache", "ClientRule", "Limits", "ModelConfig", "VersionPolicy"]
 
 _NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.\-]{0,199}")
+_SHA256: Final = re.compile(r"[0-9a-fA-F]{64}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,11 @@ class ClientRule:
     def __post_init__(self) -> None:
         if sum(one is not None for one in (self.subject, self.name, self.token_sha256)) != 1:
             raise UsageError("A rule for clients names one of subject, name and token_sha256.")
+        if self.token_sha256 is not None and not _SHA256.fullmatch(self.token_sha256):
+            raise UsageError(
+                "The SHA-256 of a token has 64 hexadecimal digits.",
+                hint="printf %s TOKEN | sha256sum",
+            )
 
 
 @dataclass(frozen=True, slots=True)

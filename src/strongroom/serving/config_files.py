@@ -87,7 +87,11 @@ def read_model_config_file(path: str | os.PathLike[str]) -> list[ModelConfig]:
         text_format.Parse(_read(path), config)
         return models_of_message(config)
     except text_format.ParseError as error:
-        raise UsageError(f"{os.fspath(path)}: {error}") from None
+        # Its words have the line in them: of a file that was named by mistake, perhaps a key.
+        raise UsageError(
+            f"{os.fspath(path)} is no ModelServerConfig in protobuf's text format: "
+            f"line {error.GetLine()}, column {error.GetColumn()}."
+        ) from None
     except UsageError as error:
         error.within(os.fspath(path))
         raise

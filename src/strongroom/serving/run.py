@@ -42,6 +42,9 @@ def run(settings: Settings, load: Load) -> None:
     # Its own log is no JSON, and says nothing that this one does not.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     sockets = bind(settings.listen.host, settings.listen.rest_port, "--host")
+    if settings.listen.host == "::":
+        # gRPC takes this for all addresses of either kind.
+        sockets += bind("0.0.0.0", sockets[0].getsockname()[1], "--host")  # noqa: S104  as asked
     try:
         from strongroom.serving.server import serve
 
