@@ -16,6 +16,8 @@ GROUP_NAMES := test lint docs demo bench fuzz
 # llama.cpp is compiled; for any machine, and without what its tests do not need.
 LLAMA_FLAGS := -DGGML_NATIVE=OFF -DGGML_OPENMP=OFF -DLLAVA_BUILD=OFF
 VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' src/strongroom/__init__.py)
+# Their descriptors are made when the project is installed.
+PROTOS := $(shell find src/strongroom/serving/protos -name '*.proto')
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 # A file of tests in one process, since what its frameworks compile is made once for a file; no more
 # processes than four, since each of them may come to hold every framework.
@@ -110,7 +112,7 @@ clean: ## remove everything that make has made
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # A fresh environment each time that what it is made of changes would be pure; pip brings it up to date.
-$(VENV)/.demo: pyproject.toml constraints.txt
+$(VENV)/.demo: pyproject.toml constraints.txt $(PROTOS)
 	$(call new-venv,$(VENV))
 	$(install-torch)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[cli,keyserver,loadtest,onnx,plot,safetensors,torch]' --group demo
@@ -118,7 +120,7 @@ $(VENV)/.demo: pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --no-deps 'tritonclient>=2.60'
 	@touch $@
 
-$(VENV)/.complete: pyproject.toml constraints.txt | system
+$(VENV)/.complete: pyproject.toml constraints.txt $(PROTOS) | system
 	$(call new-venv,$(VENV))
 	$(install-torch)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[all]' $(addprefix --group ,$(GROUP_NAMES))
@@ -148,7 +150,7 @@ $(CORE)/.complete: pyproject.toml
 	@touch $@
 
 # Neither of them beside the frameworks: KServe asks for an older protobuf.
-$(RAY)/.complete $(KSERVE)/.complete: .venv-%/.complete: pyproject.toml
+$(RAY)/.complete $(KSERVE)/.complete: .venv-%/.complete: pyproject.toml $(PROTOS)
 	$(call new-venv,.venv-$*)
 	.venv-$*/bin/pip install --quiet --editable '.[cli,onnx,$*]' --group core 'onnx>=1.17' 'psutil>=5.9'
 	@touch $@
