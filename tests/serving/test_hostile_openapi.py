@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from sealed_server import Serve
 
-EXAMPLES = os.environ.get("STRONGROOM_SCHEMATHESIS_EXAMPLES", "10")
+EXAMPLES = os.environ.get("STRONGROOM_SCHEMATHESIS_EXAMPLES", "5")
 """For each operation and phase; a longer run sets it higher."""
 
 # Which names, dtypes and shapes a model takes says more than a schema can; and 1.0, which is an integer to
