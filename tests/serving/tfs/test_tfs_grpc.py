@@ -7,7 +7,7 @@ import random
 import grpc
 import numpy as np
 import pytest
-from tfs_models import Everything, grpc_server, serving, until
+from tfs_models import Everything, grpc_server, serving
 
 from strongroom.serving.messages import message, method_types
 from strongroom.serving.tfs.service import handlers
@@ -253,7 +253,6 @@ def test_another_configuration(tmp_path):
             answer = ask(MODELS, "HandleReloadConfigRequest", reload_request(("m", here), ("n", other)))
             assert answer.HasField("status")
             assert answer.status.error_code == 0
-            until(engine.ready)
             for name in ("m", "n"):
                 request = predict_request(HALF)
                 request.model_spec.name = name
@@ -264,6 +263,11 @@ def test_another_configuration(tmp_path):
             with pytest.raises(grpc.RpcError, match="model_config_list"):
                 ask(MODELS, "HandleReloadConfigRequest", {})
             assert sorted(engine.names()) == ["m", "n"]
+            gone = tmp_path / "nowhere"
+            with pytest.raises(grpc.RpcError, match="no such file") as caught:
+                ask(MODELS, "HandleReloadConfigRequest", reload_request(("m", here), ("o", gone)))
+            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE
+            assert sorted(engine.names()) == ["m", "o"]
 
 
 def test_a_server_that_takes_no_configuration(tmp_path):

@@ -154,7 +154,12 @@ class _Models:
                 Code.PERMISSION_DENIED, "This server takes no configuration from its clients."
             )
         known = {name: self._engine.config(name) for name in self._engine.names()}
-        self._engine.reconfigure(models_of_message(request.config, known))
+        configs = models_of_message(request.config, known)
+        self._engine.reconfigure(configs)
+        # Who asks for a model and is told "done" uses it: as in TensorFlow Serving, new ones are there.
+        for one in configs:
+            if one.name not in known:
+                self._engine.load(one.name)
         response = message(_PACKAGE + "ReloadConfigResponse")()
         response.status.SetInParent()
         return response
