@@ -296,7 +296,7 @@ def batching(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
         cases = {}
         for name, more in (
             ("one by one", ""),
-            ("batches of 32", ", batching: {max_batch: 32, delay: 0}"),
+            ("batches of 32", ", batching: {max_batch: 32, delay: 0.002}"),
         ):
             config = sealed.config("mlp", f", threads: 1{more}")
             server = stack.enter_context(servers.strongroom(folder, config, name=name))

@@ -93,6 +93,7 @@ class Batcher:
         self._limit = queue
         self._ran = ran
         self._queue: deque[Work] = deque()
+        self._examples = 0
         self._changed = threading.Condition()
         self._closed = False
         self._threads = [
@@ -117,12 +118,16 @@ class Batcher:
             if self._closed:
                 raise RequestError(Code.UNAVAILABLE, "This version of the model is being unloaded.")
             if len(self._queue) >= self._limit:
-                self._queue = deque(one for one in self._queue if not one.result.cancelled())
+                self._keep(deque(one for one in self._queue if not one.result.cancelled()))
             if len(self._queue) >= self._limit:
                 raise full(self._limit)
             work.arrived, work.result = time.monotonic(), Future()
             self._queue.append(work)
-            self._changed.notify()
+            self._examples += work.size
+            # A thread that waits for others to join the first is not woken for each of them: that took
+            # 80 µs of the 315 that a request cost.
+            if len(self._queue) == 1 or self._full():
+                self._changed.notify()
         return work.result
 
     def close(self) -> None:
@@ -160,7 +165,11 @@ class Batcher:
                     return batch
 
     def _full(self) -> bool:
-        return sum(one.size for one in self._queue) >= self._batching.max_batch
+        return self._examples >= self._batching.max_batch
+
+    def _keep(self, queue: deque[Work]) -> None:
+        self._queue = queue
+        self._examples = sum(one.size for one in queue)
 
     def _take(self) -> list[Work]:
         """The first work, and those behind it that fit with it; the others keep their order."""
@@ -179,7 +188,9 @@ class Batcher:
             else:
                 batch.append(one)
                 size, key = size + one.size, key or one.key()
-        self._queue = rest
+        self._keep(rest)
+        if rest:
+            self._changed.notify()  # another thread may wait with these
         return batch
 
     def _serve(self, batch: Sequence[Work]) -> None:

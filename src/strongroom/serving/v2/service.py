@@ -159,7 +159,7 @@ class _Service:
         description.refuse_parameters(request.parameters)
 
     def model_infer(self, request: Any, context: Context) -> Any:
-        call = context.watch(Call(request.model_name, {}))
+        call = context.watch(Call(request.model_name, {}, client=context.client))
         classes = _read(request, call)
         response, pieces = self._written(self._engine.infer(call), request, classes)
         if sum(map(len, pieces)) >= LARGE:
