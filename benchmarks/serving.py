@@ -223,28 +223,36 @@ def grpc(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"servers": found, "strongroom is times": ratios(found, "strongroom")}
 
 
-def _ask(port: int, message: bytes, seconds: float, callers: int) -> list[float]:
-    """Seconds of each call; run by a process of its own, see :func:`images`."""
-    import grpc
-
+def _repeat(call: Callable[[], Any], seconds: float, callers: int) -> list[float]:
+    """Seconds of each of the calls that so many threads make, one after another."""
     times: list[float] = []
     end = time.perf_counter() + seconds
 
-    def ask() -> None:
-        options = [("grpc.max_receive_message_length", -1), ("grpc.use_local_subchannel_pool", 1)]
-        with grpc.insecure_channel(f"127.0.0.1:{port}", options) as channel:
-            call = channel.unary_unary(METHOD)
-            while time.perf_counter() < end:
-                began = time.perf_counter()
-                call(message, timeout=60)
-                times.append(time.perf_counter() - began)
+    def repeat() -> None:
+        while time.perf_counter() < end:
+            began = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - began)
 
-    threads = [threading.Thread(target=ask) for _ in range(callers)]
+    threads = [threading.Thread(target=repeat) for _ in range(callers)]
     for one in threads:
         one.start()
     for one in threads:
         one.join()
     return times
+
+
+def _run(session: Any, image: Any, seconds: float, callers: int) -> list[float]:
+    return _repeat(lambda: session.run(None, {"x": image}), seconds, callers)
+
+
+def _ask(port: int, message: bytes, seconds: float, callers: int) -> list[float]:
+    """Run by a process of its own: its interpreter is not the benchmark's."""
+    import grpc
+
+    with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+        call = channel.unary_unary(METHOD)
+        return _repeat(lambda: call(message, timeout=60), seconds, callers)
 
 
 def _from_client(port: int, payload: Path, seconds: float, callers: int) -> list[float]:
@@ -261,30 +269,27 @@ def resnet50(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     image = np.ones(IMAGE, np.float32)
     payload = folder / "image.grpc"
     payload.write_bytes(models.v2_grpc("resnet50", IMAGE))
-    bare: list[float] = []
-    alone: list[float] = []
+    # As many callers here as there: the threads of a run are the same.
+    bare: dict[int, list[float]] = {1: [], 2: []}
+    served: dict[int, list[float]] = {1: [], 2: []}
     rates: list[tuple[float, float]] = []
     with servers.strongroom(folder, sealed.config("resnet50"), None) as own:
         _from_client(own.grpc, payload, 2, 1)
         for _ in range(arguments.rounds):
-            times = []
-            end = time.perf_counter() + arguments.seconds
-            while time.perf_counter() < end:
-                began = time.perf_counter()
-                session.run(None, {"x": image})
-                times.append(time.perf_counter() - began)
-            bare += times
-            served = _from_client(own.grpc, payload, arguments.seconds, 2)
-            rates.append((len(times) / arguments.seconds, len(served) / arguments.seconds))
-            alone += _from_client(own.grpc, payload, arguments.seconds, 1)
+            for callers in (1, 2):
+                times = _run(session, image, arguments.seconds, callers)
+                answered = _from_client(own.grpc, payload, arguments.seconds, callers)
+                bare[callers] += times
+                served[callers] += answered
+            rates.append((len(times) / arguments.seconds, len(answered) / arguments.seconds))
     return {
         "bytes": payload.stat().st_size,
         "run_per_second": statistics.median(one for one, _ in rates),
         "served_per_second": statistics.median(one for _, one in rates),
         "served / run": statistics.median(served / run for run, served in rates),
-        "run_ms": statistics.median(bare) * 1e3,
-        "served_ms": statistics.median(alone) * 1e3,
-        "added_ms": (statistics.median(alone) - statistics.median(bare)) * 1e3,
+        "run_ms": statistics.median(bare[1]) * 1e3,
+        "served_ms": statistics.median(served[1]) * 1e3,
+        "added_ms": (statistics.median(served[1]) - statistics.median(bare[1])) * 1e3,
     }
 
 
