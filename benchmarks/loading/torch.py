@@ -79,14 +79,18 @@ def plain_torchscript(place: Path) -> Any:
 
 
 def plain_export(place: Path) -> Any:
-    return torch.export.load(place)
+    with memory_file(place) as path:
+        return torch.export.load(path)
 
 
 def plain_package(place: Path) -> Any:
     from torch.export.pt2_archive._package import AOTICompiledModel
 
-    # Without what aoti_load_package does first: it compiles programs that find out about the CPU.
-    loader = torch._C._aoti.AOTIModelPackageLoader(os.fspath(place), "model", False, 1, -1)
+    # It unpacks the package, to a disk if nobody says where else.
+    os.environ["TMPDIR"] = "/dev/shm"
+    with memory_file(place) as path:
+        # Without what aoti_load_package does first: it compiles programs that find out about the CPU.
+        loader = torch._C._aoti.AOTIModelPackageLoader(path, "model", False, 1, -1)
     return AOTICompiledModel(loader)
 
 
