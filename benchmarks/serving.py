@@ -320,13 +320,10 @@ def start(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     for number in range(arguments.rounds + 1):
         for kind, times in seconds.items():
             began = time.perf_counter()
-            config = sealed.config("m")
-            serving = (
-                servers.strongroom(folder, config, None)
-                if kind == "sealed"
-                else servers.plain(folder, sealed.plain, None)
-            )
-            with serving as server:
+            config, plain = sealed.config("m"), kind == "plain"
+            if plain:
+                config = f"models:\n- {{name: m, path: {sealed.plain}}}\n"
+            with servers.strongroom(folder, config, None, plain=plain) as server:
                 url = f"http://127.0.0.1:{server.rest}/v2/models/m/infer"
                 with urllib.request.urlopen(urllib.request.Request(url, body, headers)) as answer:
                     answer.read()

@@ -162,28 +162,25 @@ def until_ready(one: subprocess.Popen[bytes], port: int, path: str, seconds: flo
 
 @contextmanager
 def strongroom(
-    folder: Path, models: str, cpu: int | None = 0, *more: str, name: str = "strongroom"
+    folder: Path,
+    models: str,
+    cpu: int | None = 0,
+    *more: str,
+    name: str = "strongroom",
+    plain: bool = False,
 ) -> Iterator[Server]:
-    """This project's server; ``models`` is a models.yaml."""
+    """This project's server; ``models`` is a models.yaml. ``plain``: of a model that is not sealed."""
     config = folder / f"models-{free_port()}.yaml"
     config.write_text(models)
     rest, grpc = free_port(), free_port()
-    program = str(Path(sys.executable).with_name("strongroom"))
-    command = [program, "serve", "--config", str(config), "--rest-port", str(rest)]
+    program = [str(Path(sys.executable).with_name("strongroom"))]
+    if plain:
+        program = [sys.executable, __file__, "plain"]
+    command = [*program, "serve", "--config", str(config), "--rest-port", str(rest)]
     command += ["--grpc-port", str(grpc), "--drain-seconds", "0", *more]
     with process(command, cpu, folder) as one:
         until_ready(one, rest, "/readyz")
         yield Server(name, one.pid, rest, grpc)
-
-
-@contextmanager
-def plain(folder: Path, model: Path, cpu: int | None = 0) -> Iterator[Server]:
-    """This project's server with a model that is not sealed."""
-    rest, grpc = free_port(), free_port()
-    command = [sys.executable, __file__, "plain", str(model), str(rest), str(grpc)]
-    with process(command, cpu, folder) as one:
-        until_ready(one, rest, "/readyz")
-        yield Server("plain", one.pid, rest, grpc)
 
 
 @contextmanager
@@ -302,30 +299,31 @@ def _grpc_aio(port: int) -> None:
     asyncio.run(serve())
 
 
-def _plain(model: str, rest: str, grpc: str) -> None:
-    from strongroom.serving.config import ModelConfig
-    from strongroom.serving.run import run
-    from strongroom.serving.servable import Servable
-    from strongroom.serving.settings import Listen, Settings
-    from strongroom.serving.warmup import warm_up
+def _plain(arguments: list[str]) -> None:
+    """The program, which loads models that are not sealed; nothing else is another."""
+    from strongroom.cli import main
+    from strongroom.serving import loading
 
     def load(config, version, location):
         import onnxruntime
 
         from strongroom.serving.backends.onnx import _Session
+        from strongroom.serving.servable import Servable
+        from strongroom.serving.warmup import warm_up
 
         loaded = _Session(onnxruntime.InferenceSession(location))
         warm_up(loaded, "serving_default", config.warm_up)
         return Servable(config, version, loaded)
 
-    listen = Listen(rest_port=int(rest), grpc_port=int(grpc), drain=0)
-    run(Settings([ModelConfig("m", model)], listen), load)
+    loading.load_servable = load
+    sys.argv = ["strongroom", *arguments]
+    main()
 
 
 if __name__ == "__main__":
     kind, *arguments = sys.argv[1:]
     if kind == "plain":
-        _plain(*arguments)
+        _plain(arguments)
     else:
         kinds = {"asgi": _asgi, "grpc-aio": _grpc_aio, "grpc-threads": _grpc_threads}
         kinds[kind](int(arguments[0]))
