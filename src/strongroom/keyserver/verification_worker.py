@@ -8,6 +8,7 @@ a bound of memory; the server stops a worker that takes too long.
 
 from __future__ import annotations
 
+import gc
 import resource
 import signal
 import socket
@@ -94,6 +95,7 @@ def main(descriptor: int, memory: int) -> None:
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     bound = used + (memory << 20)
     resource.setrlimit(resource.RLIMIT_AS, (bound, bound))
+    gc.freeze()  # as in the server
     connection.sendall(SIZE.pack(0))
     while (body := _receive(connection)) is not None:
         connection.sendall(_answer(body, roots, source))
