@@ -89,8 +89,9 @@ def test_lines_and_numbers(server, scheme, api):
         map(float, one.groups()) for line in lines if (one := re.fullmatch(summary, line))
     )
     # 24 examples; each of the three connections waits for its answers one after the other.
-    assert tps == pytest.approx(24 / seconds, rel=0.05)
-    assert 4 * mean / 1000 <= seconds * 1.05
+    # Few of them are so fast that the seconds have one digit.
+    assert 24 / (seconds + 0.0006) < tps < 24 / max(seconds - 0.0006, 1e-9)
+    assert 4 * mean / 1000 <= seconds * 1.05 + 0.0006
     assert "queries: 12 answered, 0 failed" in lines
     # The server has counted the same, and those that warmed up.
     examples, requests = counted(server)

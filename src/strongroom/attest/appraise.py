@@ -122,7 +122,9 @@ def crl_rules(claims: Claims, path: str, newest: Mapping[str, int]) -> list[Find
     """
     found = []
     for issuer, number in claims.crls.items():
-        known = newest.get(issuer, number)
+        known = newest.get(issuer)
+        if known is None:
+            continue
         sentence = f"The revocation list of {issuer} has the number {number:x}" + (
             "." if number >= known else f", and {known:x} was seen before: an old one was brought back."
         )

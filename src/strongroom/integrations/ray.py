@@ -139,7 +139,9 @@ class SealedModels:
 
     Args:
         models: to serve.
-        max_request_bytes, poll, patience: see :func:`application`.
+        max_request_bytes: see :func:`application`, as for the others.
+        poll: seconds.
+        patience: seconds.
     """
 
     async def __init__(  # type: ignore[misc]  # Ray awaits it

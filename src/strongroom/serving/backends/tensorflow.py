@@ -95,14 +95,15 @@ class _Session:
         spec = self.signatures[signature]
         try:
             # All outputs: for other sets of them TensorFlow would make and keep other graphs.
-            found = self._calls[signature](*[inputs[name] for name in spec.inputs])
+            given = [inputs[name] for name in spec.inputs]
+            found = self._calls[signature](*given)
         except self._invalid:
             # Its words quote the values.
             raise RequestError(
                 Code.INVALID_ARGUMENT, "The model cannot compute with these values."
             ) from None
         values = dict(zip(spec.outputs, found, strict=True))
-        return {name: _array(values[name], spec.outputs[name]) for name in outputs}
+        return {name: _array(values[name], spec.outputs[name], given) for name in outputs}
 
     def samples(self) -> list[Sample]:
         """See :class:`.warmup.WithSamples`."""
@@ -194,6 +195,11 @@ def _spec(name: str, info: Any, dtypes: Mapping[int, str]) -> TensorSpec:
     return TensorSpec(name, dtypes[info.dtype], shape, tensor=info.name)
 
 
-def _array(value: Any, spec: TensorSpec) -> np.ndarray[Any, Any]:
+def _array(value: Any, spec: TensorSpec, given: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     # A scalar comes as one of numpy's, and text as bytes.
-    return value if isinstance(value, np.ndarray) else np.array(value, DTYPES[spec.dtype])
+    if not isinstance(value, np.ndarray):
+        return np.array(value, DTYPES[spec.dtype])
+    # What a model passes on is the memory of the request, which TensorFlow forgets is not to be written to.
+    if any(np.may_share_memory(value, one) for one in given):
+        value.flags.writeable = False
+    return value
