@@ -10,8 +10,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import traceback
 from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -59,6 +61,24 @@ def log_request(**members: str | float | None) -> None:
     structlog.get_config()["logger_factory"]().info(json.dumps(line))
 
 
+class _Lines:
+    """Where structlog writes; a log that cannot be written fails nobody's request.
+
+    A full disk and a pipe without a reader are what happens, and Python raises for both.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._lock = threading.Lock()
+
+    def _write(self, line: str) -> None:
+        with self._lock, suppress(OSError, ValueError):
+            self._stream.write(line + "\n")
+            self._stream.flush()
+
+    debug = info = warning = error = critical = _write
+
+
 def _of_request(logger: Any, method: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
     """Say on behalf of which request."""
     return {**OF_REQUEST.get(), **event}
@@ -87,11 +107,12 @@ def configure_logging(stream: TextIO | None = None, level: int = logging.INFO) -
         _without_tracebacks,
     ]
     output = stream if stream is not None else sys.stderr
+    lines = _Lines(output)
     # Not through the standard library, which takes three times as long for a line.
     structlog.configure(
         processors=[*shared, structlog.processors.JSONRenderer()],
         wrapper_class=structlog.make_filtering_bound_logger(level),
-        logger_factory=structlog.WriteLoggerFactory(file=output),
+        logger_factory=lambda *_: lines,
     )
     handler = logging.StreamHandler(output)
     handler.setFormatter(
