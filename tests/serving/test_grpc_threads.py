@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 import numpy as np
 import pytest
 
-from strongroom.serving import grpc_threads
+from strongroom.serving import grpc_loop
 from strongroom.serving.access_log import AccessLog
 from strongroom.serving.clients import Access
 from strongroom.serving.config import Batching, ClientRule, Limits, ModelConfig
@@ -47,6 +48,20 @@ class Model:
         pass
 
 
+def request(value=1.0):
+    made = message("inference.ModelInferRequest")(model_name="m")
+    made.inputs.add(name="x", datatype="FP32", shape=[1, 4])
+    made.raw_input_contents.append(np.full((1, 4), value, np.float32).tobytes())
+    return made
+
+
+def until(true):
+    end = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.01)
+
+
 class Served:
     def __init__(self, tmp_path, **config):
         (tmp_path / "m").write_text("")
@@ -74,10 +89,7 @@ class Served:
         )
 
     def ask(self, value=1.0, **more):
-        request = message("inference.ModelInferRequest")(model_name="m")
-        request.inputs.add(name="x", datatype="FP32", shape=[1, 4])
-        request.raw_input_contents.append(np.full((1, 4), value, np.float32).tobytes())
-        response = self.call(request, timeout=60, **more)
+        response = self.call(request(value), timeout=60, **more)
         return np.frombuffer(response.raw_output_contents[0], np.float32).tolist()
 
     def close(self):
@@ -92,7 +104,7 @@ def serve(tmp_path, monkeypatch):
     made = []
     # How long the machine takes is not what is tested.
     monkeypatch.setattr("strongroom.serving.servable._QUICK_SECONDS", 3600.0)
-    monkeypatch.setattr("strongroom.serving.grpc_server._ELSEWHERE_SECONDS", 0.0)
+    monkeypatch.setattr("strongroom.serving.grpc_guard._ELSEWHERE_SECONDS", 0.0)
 
     def serve(**config):
         made.append(Served(tmp_path, **config))
@@ -105,7 +117,7 @@ def serve(tmp_path, monkeypatch):
 
 def test_the_names_that_are_reached_for_are_there():
     """With the gRPC of these tests; with another that has none of them, the last test is what happens."""
-    assert grpc_threads._KNOWN
+    assert grpc_loop.KNOWN
 
 
 def test_what_is_quick_is_answered_by_the_thread_that_reads(serve):
@@ -170,7 +182,7 @@ def test_a_quota_counts_each_call_once(serve):
 @pytest.mark.parametrize("known", [True, False])
 def test_calls_that_are_none(serve, monkeypatch, known):
     """In this project's way to answer calls, and in gRPC's own."""
-    monkeypatch.setattr(grpc_threads, "_KNOWN", known)
+    monkeypatch.setattr(grpc_loop, "KNOWN", known)
     served = serve()
     assert served.ask() == served.ask() == [2.0] * 4
     with pytest.raises(grpc.RpcError) as caught:
@@ -204,3 +216,56 @@ def test_calls_beyond_the_limit_are_refused_and_places_come_back(serve):
     assert ends.count(None) >= 2
     for _ in range(30):
         assert served.ask() == [2.0] * 4
+
+
+def test_a_client_that_goes_is_noted_and_its_call_does_not_run(serve):
+    served = serve(limits=Limits(concurrency=1))
+    served.model.go.clear()
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(served.ask)
+        assert served.model.running.acquire(timeout=60)
+        waiting = served.call.future(request(5.0), timeout=60)
+        with served.engine._repository.acquire("m") as servable:
+            until(lambda: servable._admission.waiting)
+        assert waiting.cancel()
+        until(lambda: any(one._gone for one in list(served.server._server._state.rpc_states)))
+        served.model.go.set()
+        assert running.result(60) == [2.0] * 4
+    assert served.ask(3.0) == [6.0] * 4
+    assert len(served.model.threads) == 2
+
+
+def test_calls_that_are_over_leave_nothing(serve):
+    """Answered at once, in a thread, refused, and given up by the client."""
+    served = serve()
+    state = served.server._server._state
+    for _ in range(3):
+        served.ask()
+        with pytest.raises(grpc.RpcError):
+            served.call(b"\xff", timeout=60)
+    with served.engine._repository.acquire("m") as servable:
+        servable._quick_bytes = -1
+    served.model.go.clear()
+    given_up = [served.call.future(request(), timeout=60) for _ in range(3)]
+    assert served.model.running.acquire(timeout=60)
+    for one in given_up:
+        one.cancel()
+    served.model.go.set()
+    served.ask()
+    until(lambda: not state.rpc_states and not state.active_rpc_count)
+    assert not served.server._threads._waiting
+    assert served.server._threads._held == 0
+
+
+def test_a_fault_of_this_server_is_told_without_its_words(serve, monkeypatch):
+    served = serve()
+
+    def fault(call):
+        raise ValueError("secret")
+
+    monkeypatch.setattr(served.engine, "infer", fault)
+    for _ in range(2):
+        with pytest.raises(grpc.RpcError) as caught:
+            served.ask()
+        assert caught.value.code() is grpc.StatusCode.INTERNAL
+        assert caught.value.details() == "The server failed."
