@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,3 +22,15 @@ def memory_file(place: Path) -> Iterator[str]:
         yield f"/proc/self/fd/{descriptor}"
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def memory_place(place: Path) -> Iterator[Path]:
+    """A copy of a file or a folder of files in memory, for who asks for its names."""
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+        copy = Path(folder) / place.name
+        if place.is_dir():
+            shutil.copytree(place, copy)
+        else:
+            shutil.copyfile(place, copy)
+        yield copy

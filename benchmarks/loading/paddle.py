@@ -7,11 +7,9 @@ one would to have them off the disk.
 from __future__ import annotations
 
 import io
-import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+
+from memory import memory_place
 
 COUNT = 8
 COLUMNS = 1024
@@ -69,18 +67,10 @@ def build_layer(folder: Path, size: int) -> Path:
     return folder / "layer"
 
 
-@contextmanager
-def in_memory(place: Path) -> Iterator[Path]:
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
-        for path in place.iterdir():
-            shutil.copyfile(path, Path(folder) / path.name)
-        yield Path(folder)
-
-
 def plain_layer(place: Path) -> object:
     import paddle
 
-    with in_memory(place) as folder:
+    with memory_place(place) as folder:
         return paddle.jit.load(str(folder / "m"))
 
 
@@ -93,7 +83,7 @@ def sealed_layer(place: Path, key: bytes) -> object:
 def plain_predictor(place: Path) -> object:
     from paddle import inference
 
-    with in_memory(place) as folder:
+    with memory_place(place) as folder:
         config = inference.Config(str(folder / "m.json"), str(folder / "m.pdiparams"))
         config.disable_glog_info()
         return inference.create_predictor(config)

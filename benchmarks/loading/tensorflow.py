@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 from typing import Any
 
+from memory import memory_place
+
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 COLUMNS = 1024
@@ -113,7 +115,8 @@ def build_hdf5(folder: Path, size: int) -> Path:
 def plain_keras(place: Path) -> object:
     import keras
 
-    return keras.saving.load_model(place)
+    with memory_place(place) as copy:
+        return keras.saving.load_model(copy)
 
 
 def sealed_keras(place: Path, key: bytes) -> object:
