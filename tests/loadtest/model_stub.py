@@ -79,7 +79,11 @@ class Connection(asyncio.Protocol):
         self.url, self.body, self.headers = b"", b"", {}
 
     def data_received(self, data):
-        self.parser.feed_data(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self.transport.write(b"HTTP/1.1 400 x\r\ncontent-length: 0\r\n\r\n")
+            self.transport.close()
 
     def on_url(self, url):
         self.url += url

@@ -291,6 +291,33 @@ def test_mutual_tls_over_grpc(stub, certificates):
         server.stop(None).wait(TIMEOUT)
 
 
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+def test_tls_where_the_server_has_none(rest, rpc, scheme):
+    port = (rest if scheme == "https" else rpc).rpartition(":")[2]
+    with pytest.raises(ServerUnavailable) as raised:
+        run(plan(f"{scheme}://127.0.0.1:{port}", timeout=5))
+    assert raised.value.hint == (
+        f"It speaks no TLS: {scheme[:-1]}://127.0.0.1:{port}, without -ca, -crt and -key."
+    )
+
+
+def test_no_tls_where_the_server_has_it(stub, certificates):
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH, cafile=certificates / "ca.pem")
+    context.load_cert_chain(certificates / "server.pem", certificates / "server.key")
+    context.verify_mode = ssl.CERT_REQUIRED
+    with RestServer(stub, context) as port:
+        for scheme in ("http", "grpc"):
+            with pytest.raises(ServerUnavailable) as raised:
+                run(plan(f"{scheme}://localhost:{port}", timeout=5))
+            assert raised.value.hint == (
+                f"It speaks TLS: {scheme}s://localhost:{port}, and its CA with -ca."
+            )
+
+
+def test_nobody_there_speaks_neither():
+    assert asyncio.run(parse_target("http://127.0.0.1:1", secure=False).other()) is None
+
+
 def test_a_certificate_alone_is_that_of_the_ca(certificates):
     found = security(certificates, None, "ca.pem", None)
     assert found.ca == (certificates / "ca.pem").read_bytes()

@@ -44,12 +44,13 @@ def server(tmp_path_factory):
 
 
 def loadtest(server, scheme, *arguments, model="m", identified=True):
-    port = server.rest if scheme == "https" else server.grpc
+    port = server.rest if scheme.startswith("http") else server.grpc
     certificate, key = server.client
     identity = ("-crt", certificate, "-key", key) if identified else ()
+    tls = ("-ca", server.ca, *identity) if scheme.endswith("s") else ()
     command = [
         *(sys.executable, "-m", "strongroom", "loadtest", f"{scheme}://localhost:{port}"),
-        *("--model", model, "-ca", server.ca, *identity, *arguments),
+        *("--model", model, *tls, *arguments),
     ]
     return subprocess.run(
         list(map(str, command)),
@@ -140,3 +141,10 @@ def test_without_a_certificate_there_is_no_load(server, scheme):
     assert done.returncode == 7
     assert done.stdout == ""
     assert counted(server) == before
+
+
+@pytest.mark.parametrize("scheme", ["http", "grpc"])
+def test_without_tls_it_says_that_the_server_has_it(server, scheme):
+    done = loadtest(server, scheme, "-loop", 1, "--timeout", 20)
+    assert (done.returncode, done.stdout) == (7, "")
+    assert f"It speaks TLS: {scheme}s://localhost:" in done.stderr

@@ -20,7 +20,7 @@ _SLICES = 50
 
 
 def draw_latencies(path: str, title: str, outcome: Outcome, *, force: bool) -> None:
-    """Draw how often each latency occurred, and the latency over time with its median and 99th percentile."""
+    """Draw how often each latency occurred, and the latency over time with its percentiles."""
     kind = check_chart_name(path)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -37,7 +37,7 @@ def draw_latencies(path: str, title: str, outcome: Outcome, *, force: bool) -> N
     often.set_xlabel("latency, ms")
     often.set_ylabel("queries")
     statistics = outcome.statistics()
-    for name in ("p50", "p99", "p99.9"):
+    for name in ("p50", "p90", "p99", "p99.9"):
         often.axvline(statistics[name], color=_LINE, linewidth=0.8, zorder=3)
         label = f" {name} {statistics[name]:.2f} ms"
         often.text(statistics[name], often.get_ylim()[1], label, rotation=90, va="top", fontsize=8)
@@ -55,14 +55,14 @@ def draw_latencies(path: str, title: str, outcome: Outcome, *, force: bool) -> N
     edges = np.linspace(0, max(float(moments.max()), 1e-6), _SLICES + 1)
     where = np.digitize(moments, edges[1:-1])
     slices = [(index, took[where == index]) for index in range(_SLICES)]
-    for quantile, style in ((0.5, "-"), (0.99, "--")):
+    for quantile, style in ((0.5, "-"), (0.9, "-."), (0.99, "--")):
         points = [(edges[i] + edges[i + 1], np.quantile(s, quantile)) for i, s in slices if s.size]
         line = np.array(points).reshape(-1, 2)
         over_time.plot(line[:, 0] / 2, line[:, 1], style, color=_LINE, linewidth=1, zorder=3)
     over_time.legend(
-        ["a query", "p50", "p99"],
+        ["a query", "p50", "p90", "p99"],
         fontsize=8,
-        ncols=3,
+        ncols=4,
         loc="lower right",
         bbox_to_anchor=(1, 1),
         frameon=False,

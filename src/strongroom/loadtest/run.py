@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import uvloop
 
+from strongroom.errors import ServerUnavailable
 from strongroom.loadtest.connection import Ask, Connection, Failed
 from strongroom.loadtest.grpc_connection import GrpcConnection
 from strongroom.loadtest.load import closed_loop, open_loop, until_interrupted, warm_up
@@ -70,8 +71,11 @@ async def _run(plan: Plan) -> Outcome:
         async def prepare() -> None:
             try:
                 specs = await plan.api.inputs(connections[0])
-            except Failed as error:
-                raise error.error() from None
+            except Failed as failed:
+                error = failed.error()
+                if isinstance(error, ServerUnavailable):
+                    error.hint = await plan.target.other() or error.hint
+                raise error from None
             requests.extend(map(plan.api.infer, plan.arrays(specs)))
             await warm_up(connections, requests, plan.warm_up)
 

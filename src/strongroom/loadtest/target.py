@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ssl
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,6 +14,7 @@ from strongroom.errors import InvalidKey, UsageError, os_errors
 __all__ = ["Security", "Target", "parse_target"]
 
 _PORTS: Final = {"http": 80, "https": 443, "grpc": 8500, "grpcs": 8500}
+_HANDSHAKE_SECONDS: Final = 5.0
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,32 @@ class Target:
         """Host and port."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"
+
+    async def other(self) -> str | None:
+        """What is wrong with a URL whose server speaks TLS where that has none, or the other way round.
+
+        A handshake tells the two apart, whatever words a connection fails with. Nothing is sent over it,
+        and whoever answers is believed as much as needed to say so.
+        """
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+        try:
+            async with asyncio.timeout(_HANDSHAKE_SECONDS):
+                _, writer = await asyncio.open_connection(self.host, self.port, ssl=context)
+            writer.transport.abort()
+            speaks = True
+        except ssl.SSLError:
+            speaks = False
+        except (OSError, TimeoutError):
+            return None
+        if speaks == self.secure:
+            return None
+        if speaks:
+            return f"It speaks TLS: {self._scheme(True)}, and its CA with -ca."
+        return f"It speaks no TLS: {self._scheme(False)}, without -ca, -crt and -key."
+
+    def _scheme(self, secure: bool) -> str:
+        return f"{'grpc' if self.grpc else 'http'}{'s' if secure else ''}://{self.address}{self.path}"
 
 
 def parse_target(url: str, *, secure: bool) -> Target:

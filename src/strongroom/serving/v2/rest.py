@@ -77,8 +77,11 @@ class V2Rest:
             found = self._found.get((request.method, request.path))
             if found is None:
                 (method, endpoint), model, text = self._find(request.path)
-                if request.method != method.decode():
-                    return _error(405, f"This endpoint answers {method.decode()}.", (b"allow", method))
+                # Probes ask with HEAD; what carries answers leaves out their bodies.
+                asked = "GET" if request.method == "HEAD" else request.method
+                if asked != method.decode():
+                    allowed = b"GET, HEAD" if method == b"GET" else method
+                    return _error(405, f"This endpoint answers {method.decode()}.", (b"allow", allowed))
                 found = endpoint, model, version_of(text)
                 if len(request.path) <= _SHORT:
                     if len(self._found) >= _REMEMBERED:
