@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import socket
+import time
 from typing import Any
 
 import pytest
 from front_process import PREDICT, Server, X
 
-from strongroom.serving.http import _rest_of
+from strongroom.serving.connections import _Cycle
+from strongroom.serving.exchange import HttpRequest
+from strongroom.serving.http import Begun
 
 FLAT = {"name": "x", "datatype": "FP32", "shape": [1, 16]}
 
@@ -32,13 +36,14 @@ def get(path, *headers):
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
     place = tmp_path_factory.mktemp("connections")
-    for name, seconds in (("m", "0"), ("slow", "0.05")):
+    for name, seconds in (("m", "0"), ("slow", "0.05"), ("slower", "1.5")):
         (place / name).write_text(seconds)
     made = Server(
         place,
         models=[
             {"name": "m", "path": str(place / "m")},
             {"name": "slow", "path": str(place / "slow")},
+            {"name": "slower", "path": str(place / "slower")},
             {"name": "together", "path": str(place / "m"), "batching": {"max_batch": 8}},
         ],
         limits={"bytes": 10_000},
@@ -200,11 +205,37 @@ def test_a_body_beyond_the_limit_in_one_piece(client):
     assert client.answer()[0] == 413
 
 
-def test_an_idle_connection_ends_after_quick_answers(client):
-    for _ in range(3):
-        client.send(infer(1))
+@pytest.mark.parametrize("models", ["m m m", "slow slow", "m together m", "m slow"])
+def test_an_idle_connection_ends_after_the_last_answer(client, models):
+    for model in models.split():
+        client.send(infer(1, model))
         assert client.value() == 2
+    began = time.monotonic()
     assert client.ended()
+    assert 1 < time.monotonic() - began < 10
+
+
+def test_a_connection_is_not_idle_while_its_request_waits(client):
+    """The timer of the answer before it ends meanwhile."""
+    client.send(infer(1))
+    assert client.value() == 2
+    time.sleep(1)
+    client.send(infer(1, "slower"))
+    assert client.value() == 2
+    client.send(infer(3)[:50])
+    time.sleep(1.5)
+    client.send(infer(3)[50:])
+    assert client.value() == 6
+
+
+def test_a_client_that_goes_while_its_request_waits(server, client):
+    before = len([one for one in server.lines("request") if one["status"] == 499])
+    client.send(infer(1), infer(1, "slower"))
+    assert client.value() == 2
+    client.socket.shutdown(socket.SHUT_RDWR)
+    server.until(
+        lambda: len([one for one in server.lines("request") if one["status"] == 499]) == before + 1
+    )
 
 
 def test_each_is_logged_and_counted_once(server, client):
@@ -226,8 +257,8 @@ def test_each_is_logged_and_counted_once(server, client):
     server.until(lambda: len(server.lines("request")) >= logged + 3)
 
 
-@pytest.mark.parametrize("end", ["answer", "error", "cancel"])
-def test_the_rest_of_a_coroutine_in_a_task(end):
+@pytest.mark.parametrize("end", ["answer", "error", "cancel", "cancel late"])
+def test_a_coroutine_that_waits_without_a_task(end):
     ended: list[Any] = []
 
     async def work(first, second):
@@ -246,37 +277,33 @@ def test_the_rest_of_a_coroutine_in_a_task(end):
 
     async def main():
         loop = asyncio.get_running_loop()
-        first, second = loop.create_future(), loop.create_future()
+        first, second, answer = (loop.create_future() for _ in range(3))
         coroutine = work(first, second)
         waits_for = coroutine.send(None)
-
-        async def rest():
-            return await _rest_of(coroutine, waits_for)
-
-        task = asyncio.create_task(rest())
+        begun = Begun(HttpRequest("GET", "/", {}), coroutine)
+        cycle = _Cycle(begun, waits_for, lambda one, found: answer.set_result(found))
         first.set_result(1)
         await asyncio.sleep(0)
+        assert not cycle.response_complete
         if end == "cancel":
-            await asyncio.sleep(0)
-            task.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await task
-            return ended
-        if end == "error":
+            cycle.cancel()
+            assert second.cancelled()
+        elif end == "error":
             second.set_exception(ValueError("no"))
         else:
             second.set_result(2)
-        return await task
+        if end == "cancel late":
+            cycle.cancel()
+        found = await answer
+        assert cycle.response_complete
+        assert not gc.get_referrers(begun)
+        cycle.cancel()  # of one that has ended
+        return found
 
-    assert (
-        asyncio.run(main())
-        == {
-            "answer": [1, 2],
-            "error": [1, "no"],
-            "cancel": ["cancelled", "end"],
-        }[end]
-    )
-    assert ended[-1] == "end"
+    cancelled = end.startswith("cancel")
+    found = {"answer": [1, 2], "error": [1, "no"]}.get(end)
+    assert asyncio.run(main()) == found
+    assert ended == (["cancelled", "end"] if cancelled else ["end"])
 
 
 def test_a_value_of_both_protocols_in_one_piece(client):

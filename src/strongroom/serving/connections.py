@@ -1,13 +1,16 @@
 """Connections over HTTP: requests that are there whole are answered where they are read.
 
 uvicorn makes a task and five more objects of each request, and writes its answer in two messages; together
-30 µs. Most requests come in one piece and wait for nothing. What does not is handed to uvicorn as ever.
+30 µs. Most requests come in one piece. What they wait for, if anything, calls back to where they were read;
+requests that come otherwise are handed to uvicorn as ever.
 """
 
 from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
@@ -16,7 +19,7 @@ import orjson
 
 from strongroom.serving.clients import client_of
 from strongroom.serving.exchange import HttpResponse
-from strongroom.serving.http import BEGUN, JOINED, Begun, Connection, Front
+from strongroom.serving.http import CLOSE, JOINED, Begun, Connection, Front
 from strongroom.serving.metrics import Metrics
 from strongroom.serving.settings import Listen, RequestLimits
 from strongroom.web.addresses import ConnectionCount
@@ -31,6 +34,9 @@ _IN_A_ROW: Final = 16
 """Requests of one connection that others wait for; a client may send hundreds in one piece."""
 
 _METHODS: Final = {b"GET": "GET", b"POST": "POST"}
+
+_NOBODY: Final = asyncio.Event()
+"""For uvicorn to tell of what came: the request is there whole."""
 
 
 def protocol_class(
@@ -52,6 +58,70 @@ def protocol_class(
         "metrics": metrics,
     }
     return type("Protocol", (_Protocol,), members)
+
+
+class _Cycle:
+    """A request that waits for something, in the place of uvicorn's cycle and of its task.
+
+    Args:
+        begun: the request.
+        waits_for: what it has asked the event loop for.
+        done: told the response; None where it was cancelled.
+
+    Attributes:
+        keep_alive: the connection stays after the answer.
+        response_complete, disconnected, message_event: as uvicorn's.
+    """
+
+    __slots__ = (
+        *("_begun", "_cancelled", "_done", "_waits_for"),
+        *("disconnected", "keep_alive", "message_event", "response_complete"),
+    )
+
+    def __init__(
+        self,
+        begun: Begun,
+        waits_for: asyncio.Future[Any],
+        done: Callable[[_Cycle, HttpResponse | None], None],
+    ) -> None:
+        self._begun: Begun | None = begun
+        self._done = done
+        self._cancelled = False
+        self.keep_alive, self.message_event = True, _NOBODY
+        self.response_complete = self.disconnected = False
+        self._wait(waits_for)
+
+    def cancel(self, msg: str | None = None) -> None:
+        """Nobody waits for the answer; as of a task."""
+        self._cancelled = True
+        if self._waits_for is not None:
+            self._waits_for.cancel()
+
+    def _wait(self, waits_for: asyncio.Future[Any]) -> None:
+        # As a task says that it has understood what a coroutine awaits.
+        waits_for._asyncio_future_blocking = False
+        waits_for.add_done_callback(self._go_on)
+        self._waits_for: asyncio.Future[Any] | None = waits_for
+
+    def _go_on(self, future: asyncio.Future[Any]) -> None:
+        begun, response = self._begun, None
+        assert begun is not None
+        try:
+            if self._cancelled:
+                waits_for = begun.work.throw(asyncio.CancelledError())
+            else:
+                waits_for = begun.work.send(None)
+        except StopIteration as end:
+            response = end.value
+        except asyncio.CancelledError:
+            pass
+        else:
+            self._wait(waits_for)
+            return
+        # The connection has this until its next request.
+        self._begun = self._waits_for = None
+        self.response_complete = True
+        self._done(self, response)
 
 
 class _Protocol(HttpProtocol):
@@ -99,12 +169,22 @@ class _Protocol(HttpProtocol):
             else:
                 self.timeout_keep_alive_task = timer
         elif timer is not None:
-            timer.cancel()
+            if self._is_waiting():
+                self.timeout_keep_alive_task = timer
+            else:
+                timer.cancel()
 
     def _waits_for_next(self) -> bool:
         return self._answered is not None and not self._head_size and self._is_idle()
 
+    def _is_waiting(self) -> bool:
+        cycle: object = self.cycle
+        return isinstance(cycle, _Cycle) and not cycle.response_complete
+
     def timeout_keep_alive_handler(self) -> None:
+        if self._is_waiting():
+            self.timeout_keep_alive_task = None  # the answer starts it again
+            return
         if self._answered is not None:
             left = self._answered + self.timeout_keep_alive - self.loop.time()
             if left > 0:
@@ -160,24 +240,23 @@ class _Protocol(HttpProtocol):
             begun = self._begin(pieces)
             if begun is not None:
                 try:
-                    begun.waits_for = begun.work.send(None)
+                    waits_for = begun.work.send(None)
                 except StopIteration as end:
                     self._write(end.value)
-                    self.expect_next()
-                    return
-                pieces = []
-            self._hand_over(pieces, begun)
+                else:
+                    self._wait(begun, waits_for)
+                self.expect_next()
+                return
+            self._hand_over(pieces)
         super().on_message_complete()
         self._connection.complete = True
 
-    def _hand_over(self, pieces: list[bytes], begun: Begun | None = None) -> None:
+    def _hand_over(self, pieces: list[bytes]) -> None:
         """Have uvicorn answer the request whose head was read last."""
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
         self.headers += headers
-        if begun is not None:
-            self.scope[BEGUN] = begun  # type: ignore[typeddict-unknown-key]
         super().begin()
         for piece in pieces:
             super().on_body(piece)
@@ -189,6 +268,30 @@ class _Protocol(HttpProtocol):
         if method is None or len(body) > self.max_bytes:
             return None
         return self.front.begin(self._connection, method, self.url.decode(), dict(self.headers), body)
+
+    def _wait(self, begun: Begun, waits_for: asyncio.Future[Any]) -> None:
+        cycle = _Cycle(begun, waits_for, self._finish)
+        self.cycle = cycle  # type: ignore[assignment]
+        # When the server stops and has waited long enough, it cancels these.
+        self.tasks.add(cycle)  # type: ignore[arg-type]
+        self._connection.request, self._connection.task = begun.request, cycle
+        self._connection.complete = True
+
+    def _finish(self, cycle: _Cycle, response: HttpResponse | None) -> None:
+        self.tasks.discard(cycle)
+        self._connection.request = self._connection.task = None
+        if response is None:
+            self.transport.close()
+        if response is None or self.transport.is_closing():
+            return
+        ends = self.front.draining or not cycle.keep_alive
+        if ends:
+            response = replace(response, headers=(*response.headers, CLOSE))
+        self._write(response)
+        if ends:
+            self.transport.close()
+        elif self.pipeline or self._head_size or self.timeout_keep_alive_task is None:
+            self.on_response_complete()
 
     def _write(self, response: HttpResponse) -> None:
         body = response.body
@@ -205,7 +308,6 @@ class _Protocol(HttpProtocol):
             self.transport.write(head)
             for piece in pieces:
                 self.transport.write(piece)
-        self.server_state.total_requests += 1
         self._answered = self.loop.time()
 
     def _default_headers(self) -> bytes:

@@ -10,10 +10,9 @@ from __future__ import annotations
 import asyncio
 import re
 import time
-import types
-from collections.abc import Awaitable, Callable, Coroutine, Generator, Mapping, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import orjson
 
@@ -30,7 +29,7 @@ from strongroom.serving.tracing import CURRENT, Trace, Tracing
 from strongroom.web.logs import describe, log
 from strongroom.web.protocol import CONNECTION
 
-__all__ = ["BEGUN", "JOINED", "Begun", "Connection", "Front"]
+__all__ = ["CLOSE", "JOINED", "Begun", "Connection", "Front"]
 
 _MODEL: Final = re.compile(r"/v[12]/(?:repository/)?models/([^/:]+)")
 _ADMIN: Final = re.compile(r"/v2/repository/models/[^/]*/(?:un)?load/?")
@@ -47,13 +46,17 @@ JOINED: Final = 64 << 10
 _LINGER: Final = 2.0
 """Seconds in which what is left of a refused body is read: a client that still writes reads no answer."""
 
-BEGUN: Final = "strongroom.begun"
-"""In the scope of a request that is being answered: its :class:`Begun`."""
-
-_CLOSE: Final = (b"connection", b"close")
+CLOSE: Final = (b"connection", b"close")
 _TEXT: Final = ((b"content-type", b"text/plain; charset=utf-8"),)
 
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+
+
+class Cancellable(Protocol):
+    """A task, and what is like one."""
+
+    def cancel(self) -> object:
+        """Nobody waits for its end any more."""
 
 
 class Connection:
@@ -61,7 +64,7 @@ class Connection:
 
     Attributes:
         client: at the other end.
-        request, task: what is answered now, and by whom.
+        request, task: what is answered now, and what ends that.
         complete: no request has come that is not there whole.
     """
 
@@ -70,7 +73,7 @@ class Connection:
     def __init__(self, client: Client) -> None:
         self.client = client
         self.request: HttpRequest | None = None
-        self.task: asyncio.Task[Any] | None = None
+        self.task: Cancellable | None = None
         self.complete = False
 
     def gone(self) -> None:
@@ -83,17 +86,15 @@ class Connection:
 
 @dataclass(slots=True)
 class Begun:
-    """A request that is being answered, and has not waited for anything yet.
+    """A request that is being answered.
 
     Attributes:
         request: that came.
         work: gives the response.
-        waits_for: what it has asked the event loop for.
     """
 
     request: HttpRequest
     work: Coroutine[Any, Any, HttpResponse]
-    waits_for: Any = None
 
 
 class Front:
@@ -106,6 +107,7 @@ class Front:
         access: who may use what.
         metrics, access_log: where it is written down.
         tracing: None traces nothing.
+        tells: whether numbers, which name models, are for everybody who may connect.
 
     Attributes:
         draining: connections end with their next answer, and nobody shall come any more.
@@ -120,8 +122,10 @@ class Front:
         metrics: Metrics,
         access_log: AccessLog,
         tracing: Tracing | None = None,
+        tells: Callable[[], bool] = lambda: True,
     ) -> None:
         self._apis = apis
+        self._tells = tells
         self._ready = ready
         self._access = access
         self._metrics = metrics
@@ -131,10 +135,6 @@ class Front:
         self.draining = False
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        begun: Begun | None = scope.get(BEGUN)
-        if begun is not None:
-            await self._finish(begun, scope[CONNECTION], send)
-            return
         path: str = scope["path"]
         name, api = self._api(path)
         if api is None:
@@ -192,10 +192,7 @@ class Front:
         headers: dict[bytes, bytes],
         body: bytes,
     ) -> Begun | None:
-        """Answer a request that is there whole, as far as that takes no waiting.
-
-        None where it is left to :meth:`__call__`, which goes on with what was begun too.
-        """
+        """Answer a request that is there whole; None where it is left to :meth:`__call__`."""
         found = self._apis.get(path[1:3] if path[3:4] in ("", "/") else "")
         if found is None or self.draining or self._tracing is not None:
             return None
@@ -234,16 +231,6 @@ class Front:
             self._bodies.release(request.body)
             self._note(name, request, response, status, time.perf_counter() - began, None)
 
-    async def _finish(self, begun: Begun, connection: Connection, send: Send) -> None:
-        connection.request, connection.task = begun.request, asyncio.current_task()
-        try:
-            response = await _rest_of(begun.work, begun.waits_for)
-            await self._send(send, response, begun.request.method)
-        except asyncio.CancelledError:
-            pass
-        finally:
-            connection.request = connection.task = None
-
     def _failure(self, api: HttpApi, error: Exception) -> HttpResponse:
         if isinstance(error, Refusal):
             self._metrics.refused_early(str(error.status))
@@ -274,7 +261,7 @@ class Front:
             pieces = (b"".join(body),) if size <= JOINED else body
         headers = [*response.headers, (b"content-length", b"%d" % size)]
         if self.draining or unread is not None:
-            headers.append(_CLOSE)
+            headers.append(CLOSE)
         await send({"type": "http.response.start", "status": response.status, "headers": headers})
         if unread is None:
             for piece in pieces[:-1]:
@@ -342,6 +329,10 @@ class Front:
         if path == "/openapi.json":
             return HttpResponse(200, document())
         if path == "/metrics":
+            if not self._tells():
+                return HttpResponse(
+                    403, orjson.dumps({"error": "Numbers are read at the port for management."})
+                )
             return HttpResponse(
                 200, self._metrics.text(), ((b"content-type", CONTENT_TYPE_LATEST.encode()),)
             )
@@ -353,24 +344,6 @@ class Front:
 
 
 _NOT_READY: Final = HttpResponse(503, b"not every model answers\n", _TEXT)
-
-
-@types.coroutine
-def _rest_of(
-    work: Coroutine[Any, Any, HttpResponse], waits_for: Any
-) -> Generator[Any, Any, HttpResponse]:
-    """What is left of a coroutine that waits for something."""
-    try:
-        while True:
-            try:
-                found = yield waits_for
-            except BaseException as error:
-                waits_for = work.throw(error)
-            else:
-                waits_for = work.send(found)
-    except StopIteration as end:
-        response: HttpResponse = end.value
-        return response
 
 
 def _client(connection: Connection, headers: Mapping[bytes, bytes]) -> Client:
