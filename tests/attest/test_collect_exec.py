@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shlex
 import stat
 import sys
@@ -11,6 +10,7 @@ import time
 
 import pytest
 
+from left_over import no_file_left_open, no_thread_left
 from strongroom.attest.collect import open_collector
 from strongroom.attest.collect.exec import ExecCollector
 from strongroom.attest.evidence import Evidence
@@ -113,7 +113,7 @@ def test_a_program_that_does_not_end_is_stopped_with_what_it_has_started(tmp_pat
         ExecCollector(shlex.join(["sh", "-c", script]), timeout=2).collect(b"x")
     assert caught.value.hint == "It said: waiting"
     child = int(log.read_text())
-    for _ in range(100):
+    for _ in range(1000):
         if not alive(child):
             return
         time.sleep(0.05)
@@ -137,10 +137,9 @@ def test_a_program_that_leaves_a_child_with_its_output_behind_is_stopped():
 def test_no_thread_and_no_file_is_left(program):
     collector = ExecCollector(program(f"print({json.dumps(EVIDENCE)!r})"))
     collector.collect(b"x")
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(5):
-        collector.collect(b"x")
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_file_left_open(), no_thread_left():
+        for _ in range(5):
+            collector.collect(b"x")
 
 
 @pytest.mark.parametrize("command", ["", "  ", "'unclosed"])

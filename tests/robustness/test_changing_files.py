@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import strongroom
+from left_over import no_file_left_open, open_files
 from strongroom import SymmetricKey
 from strongroom.errors import IntegrityError, ManifestMismatch, StrongroomError
 from strongroom.testing.raw import pattern
@@ -222,15 +223,13 @@ def test_no_descriptor_is_leaked(path, tmp_path):
                 strongroom.open(location, key=KEY)
 
     everything()
-    before = len(os.listdir("/proc/self/fd"))
-    for _ in range(3):
-        everything()
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_file_left_open():
+        for _ in range(3):
+            everything()
 
 
 def test_an_abandoned_model_closes_its_file(path):
-    before = len(os.listdir("/proc/self/fd"))
-    model = strongroom.open(path, key=KEY)
-    assert len(os.listdir("/proc/self/fd")) == before + 1
-    del model
-    assert len(os.listdir("/proc/self/fd")) == before
+    with no_file_left_open():
+        model = strongroom.open(path, key=KEY)
+        assert str(path.resolve()) in open_files()
+        del model

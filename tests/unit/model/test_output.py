@@ -5,6 +5,7 @@ import sys
 
 import pytest
 
+from left_over import no_file_left_open
 from strongroom.errors import AlreadyExists, NotFound, StorageError, UsageError
 from strongroom.model import output as module
 from strongroom.model.output import open_file_output, open_tree_output
@@ -130,13 +131,12 @@ class TestFile:
             begin(tmp_path / "x", overwrite=True)
 
     def test_no_folder(self, tmp_path, system):
-        before = os.listdir("/proc/self/fd")
-        with pytest.raises(NotFound):
-            begin(tmp_path / "no" / "x")
         (tmp_path / "file").write_bytes(b"")
-        with pytest.raises(UsageError):
-            begin(tmp_path / "file" / "x")
-        assert len(os.listdir("/proc/self/fd")) == len(before)
+        with no_file_left_open():
+            with pytest.raises(NotFound):
+                begin(tmp_path / "no" / "x")
+            with pytest.raises(UsageError):
+                begin(tmp_path / "file" / "x")
 
     def test_failing_write(self, tmp_path, system, monkeypatch):
         output = begin(tmp_path / "x")

@@ -3,6 +3,7 @@ import threading
 
 import pytest
 
+from left_over import no_thread_left
 from strongroom.model import parallel
 from strongroom.model.parallel import default_threads, for_each, in_order
 
@@ -121,12 +122,11 @@ def test_interrupt_while_waiting_for_the_others(monkeypatch):
 
 
 def test_no_thread_is_left():
-    before = threading.active_count()
-    for_each(100, lambda number: None, 8)
-    in_order(100, 1, lambda number, buffer: 0, lambda piece: None, 8)
-    with pytest.raises(ZeroDivisionError):
-        in_order(100, 1, lambda number, buffer: 1 // 0, lambda piece: None, 8)
-    assert threading.active_count() == before
+    with no_thread_left():
+        for_each(100, lambda number: None, 8)
+        in_order(100, 1, lambda number, buffer: 0, lambda piece: None, 8)
+        with pytest.raises(ZeroDivisionError):
+            in_order(100, 1, lambda number, buffer: 1 // 0, lambda piece: None, 8)
 
 
 @pytest.mark.parametrize("allowed", [0, 1, 3])

@@ -8,6 +8,7 @@ import pytest
 
 import strongroom
 import strongroom.model.reader
+from left_over import no_file_left_open
 from strongroom.errors import (
     LimitExceeded,
     ManifestMismatch,
@@ -131,9 +132,8 @@ class TestModel:
             assert model.read("c") == b""
 
     def test_verify_closes_what_it_opened(self, model):
-        before = len(os.listdir("/proc/self/fd"))
-        assert model.verify() == 200_002
-        assert len(os.listdir("/proc/self/fd")) == before
+        with no_file_left_open():
+            assert model.verify() == 200_002
         model.read("a/x.bin")
         model.verify()
         assert model.read("a/x.bin") == FILES["a/x.bin"]
@@ -177,13 +177,17 @@ class TestModel:
                 strongroom.model.reader.open_model(location, never)
 
     def test_failed_opening_leaks_no_descriptor(self, sealed, other_key, tmp_path):
-        before = len(os.listdir("/proc/self/fd"))
         (tmp_path / "plain").write_bytes(b"x" * 100)
-        for location in (sealed, sealed / "c.sealed", sealed / "MANIFEST.sealed", tmp_path / "plain"):
-            for _ in range(3):
-                with pytest.raises(StrongroomError):
-                    strongroom.open(location, key=other_key)
-        assert len(os.listdir("/proc/self/fd")) == before
+        with no_file_left_open():
+            for location in (
+                sealed,
+                sealed / "c.sealed",
+                sealed / "MANIFEST.sealed",
+                tmp_path / "plain",
+            ):
+                for _ in range(3):
+                    with pytest.raises(StrongroomError):
+                        strongroom.open(location, key=other_key)
 
 
 class TestInspect:
