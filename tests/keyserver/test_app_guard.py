@@ -7,7 +7,6 @@ import logging
 from datetime import datetime
 
 import pytest
-import structlog
 
 from strongroom.errors import (
     AuditBroken,
@@ -33,14 +32,8 @@ NASTY = 'a"\n{}\x1b[0m\u2028é'
 def lines():
     """A function that gives what was logged, as JSON."""
     stream = io.StringIO()
-    root, names = logging.getLogger(), ("uvicorn.access", "sqlalchemy", "httpx", "httpcore")
-    before = root.handlers[:], root.level, [logging.getLogger(name).level for name in names]
     configure_logging(stream)
-    yield lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
-    root.handlers[:], root.level = before[0], before[1]
-    for name, level in zip(names, before[2], strict=True):
-        logging.getLogger(name).setLevel(level)
-    structlog.reset_defaults()
+    return lambda: [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 def ask(app, send=None, limits=None, headers=(), **changes):

@@ -287,10 +287,8 @@ def test_keys_at_hand_are_wiped_though_nobody_asks_again():
     cache = DekCache(0.05)
     made = SecretBytes(b"k" * 32)
     cache.get(b"n", lambda: made)
-    timer = cache._timer
-    timer.join(10)
-    while cache._timer is not None:
-        cache._timer.join(10)
+    while (timer := cache._timer) is not None:
+        timer.join(10)
     assert bytes(made.buffer) == bytes(32)
 
 

@@ -208,9 +208,10 @@ async def echo(scope, receive, send):
 def test_a_client_that_does_not_read_is_dropped():
     async def during(protocol, transport):
         protocol.pause_writing()
-        await asyncio.sleep(0.01)
         assert "abort" not in transport.done
-        await asyncio.sleep(0.1)
+        async with asyncio.timeout(30):
+            while "abort" not in transport.done:
+                await asyncio.sleep(0.01)
 
     done, early = talk(answering(b"hello"), GET, Limits(answer_seconds=0.05), during)
     assert done[-1] == "abort"
@@ -221,7 +222,7 @@ def test_a_client_that_does_not_read_is_dropped():
 def test_a_client_that_reads_in_time_is_not(ends):
     async def during(protocol, transport):
         protocol.pause_writing()
-        await asyncio.sleep(0.01)
+        # At once: on a busy machine any moment of waiting may be longer than the limit.
         getattr(protocol, ends)(*[None] * (ends == "connection_lost"))
         await asyncio.sleep(0.1)
 

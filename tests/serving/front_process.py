@@ -76,7 +76,11 @@ class Server:
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(command, stderr=log, cwd=place)
         self.rest = self.grpc = 0
-        self.until(lambda: self.line("listening") and (not wait_for or wait_for in self.text()))
+        try:
+            self.until(lambda: self.line("listening") and (not wait_for or wait_for in self.text()))
+        except BaseException:
+            self.kill()
+            raise
         self.rest, self.grpc = (self.line("listening")[name] for name in ("rest_port", "grpc_port"))
 
     def text(self) -> str:
@@ -93,7 +97,7 @@ class Server:
         found = self.lines(event)
         return found[0] if found else None
 
-    def until(self, condition, seconds=20):
+    def until(self, condition, seconds=60):
         end = time.monotonic() + seconds
         while not (found := condition()):
             assert self.process.poll() is None, self.text()

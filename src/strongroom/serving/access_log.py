@@ -23,8 +23,10 @@ class AccessLog:
     """
 
     def __init__(self, stream: BinaryIO | None = None, *, wanted: bool = True) -> None:
-        self._stream = sys.stderr.buffer if stream is None else stream
-        self._wanted = wanted
+        if stream is None and sys.stderr is not None:
+            stream = sys.stderr.buffer
+        self._stream = stream
+        self._wanted = wanted and stream is not None
         self._lines: list[str] = []
         self._beginnings: dict[tuple[Any, ...], str] = {}
         self._second, self._moment = 0, ""
@@ -87,9 +89,9 @@ class AccessLog:
     def flush(self) -> None:
         """Write what there is."""
         lines, self._lines = self._lines, []
-        if lines:
+        if lines and self._stream is not None:
             try:
                 self._stream.write("".join(lines).encode())
                 self._stream.flush()
-            except OSError:
+            except (OSError, ValueError):
                 pass  # nobody reads the log: no reason to stop

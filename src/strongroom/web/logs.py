@@ -64,14 +64,17 @@ def log_request(**members: str | float | None) -> None:
 class _Lines:
     """Where structlog writes; a log that cannot be written fails nobody's request.
 
-    A full disk and a pipe without a reader are what happens, and Python raises for both.
+    A full disk and a pipe without a reader are what happens, and Python raises for both. Without a stream
+    (standard error was closed before the start) there is no log.
     """
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
         self._lock = threading.Lock()
 
     def _write(self, line: str) -> None:
+        if self._stream is None:
+            return
         with self._lock, suppress(OSError, ValueError):
             self._stream.write(line + "\n")
             self._stream.flush()
@@ -114,7 +117,7 @@ def configure_logging(stream: TextIO | None = None, level: int = logging.INFO) -
         wrapper_class=structlog.make_filtering_bound_logger(level),
         logger_factory=lambda *_: lines,
     )
-    handler = logging.StreamHandler(output)
+    handler = logging.NullHandler() if output is None else logging.StreamHandler(output)
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(
             foreign_pre_chain=shared,
