@@ -402,31 +402,36 @@ def test_a_challenge_used_many_times_at_once(place):
 
 
 def test_releases_wait_for_one_whose_evidence_is_being_verified(place, monkeypatch):
-    coming = []
+    coming, writer = [], place.store._writer
 
     async def use(service):
-        verify = service._pool.verify
+        verify, commit = service._pool.verify, writer._commit
 
         async def watched(*arguments):
-            coming.append(place.store._writer._coming)
+            coming.append(len(writer._coming))
             return await verify(*arguments)
 
+        def committing(writes):
+            coming.append(len(writer._coming))
+            return commit(writes)
+
         monkeypatch.setattr(service._pool, "verify", watched)
+        monkeypatch.setattr(writer, "_commit", committing)
         attester, challenge = Attester(), service.challenge()
         await service.release(attester.attest(challenge), (), "x")
 
     place.run(use)
-    assert (coming, place.store._writer._coming) == ([1], 0)
+    assert coming == [1, 0]
 
 
 def test_a_policy_that_changes_while_it_is_decided(place, monkeypatch):
     """Between the decision and the commit the owner asks for another machine: that counts."""
     commit, changed = place.store.commit_release, []
 
-    def first_the_owner(write):
+    def first_the_owner(write, coming):
         if not changed:
             changed.append(place.put(any=[{**TDX, "mr_td": ["ab" * 48]}]))
-        return commit(write)
+        return commit(write, coming)
 
     monkeypatch.setattr(place.store, "commit_release", first_the_owner)
     assert refusal(place) == "policy"
@@ -436,9 +441,9 @@ def test_a_policy_that_changes_while_it_is_decided(place, monkeypatch):
 def test_policies_that_never_stand_still(place, monkeypatch):
     commit = place.store.commit_release
 
-    def first_the_owner(write):
+    def first_the_owner(write, coming):
         place.put()
-        return commit(write)
+        return commit(write, coming)
 
     monkeypatch.setattr(place.store, "commit_release", first_the_owner)
     with pytest.raises(Unavailable, match="faster"):

@@ -45,17 +45,48 @@ def test_alone_nobody_waits(writer, batches):
 @pytest.mark.usefixtures("patient")
 def test_one_that_is_coming_is_waited_for(writer, batches):
     with ExitStack() as coming:
-        for _ in range(2):
-            coming.enter_context(writer.coming())
+        numbers = [coming.enter_context(writer.coming()) for _ in range(2)]
         first = writer.submit(1)
         time.sleep(0.1)
         assert not first.done()
-        second = writer.submit(2)
+        second = writer.submit(2, numbers[0])
         time.sleep(0.1)
         assert not second.done()
-    third = writer.submit(3)
-    assert [one.result(LONG) for one in (first, second, third)] == [10, 20, 30]
+        third = writer.submit(3, numbers[1])
+        assert [one.result(LONG) for one in (first, second, third)] == [10, 20, 30]
     assert batches == [[1, 2, 3]]
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_comes_later_is_not_waited_for(writer, batches):
+    with writer.coming() as before:
+        first = writer.submit(1)
+        time.sleep(0.1)
+        assert not first.done()
+        with writer.coming() as after:
+            second = writer.submit(2, before)
+            assert [one.result(LONG) for one in (first, second)] == [10, 20]
+            assert writer.submit(3, after).result(LONG) == 30
+    assert batches == [[1, 2], [3]]
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_gives_up_is_not_waited_for(writer, batches):
+    with writer.coming():
+        first = writer.submit(1)
+        time.sleep(0.1)
+        assert not first.done()
+    assert first.result(LONG) == 10
+    assert not writer._coming
+
+
+@pytest.mark.usefixtures("patient")
+def test_who_has_been_coming_for_long_is_not_waited_for(writer, batches, monkeypatch):
+    monkeypatch.setattr(module, "_STUCK_SECONDS", 0.05)
+    with writer.coming():
+        time.sleep(0.06)
+        assert writer.submit(1).result(LONG) == 10
+    assert batches == [[1]]
 
 
 def test_one_that_never_comes_is_not_waited_for_long(writer, batches):

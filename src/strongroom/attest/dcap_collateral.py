@@ -49,7 +49,7 @@ class Span:
     certified: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Collateral:
     """What vouches for a quote: Intel's statements on TCB levels and revocation, and who signed them.
 
@@ -93,8 +93,8 @@ class Collateral:
                 self._check_revoked(one, ca=bool(index))
 
     def crl_numbers(self, *, test_root: bool) -> Mapping[str, int]:
-        """See :func:`.crl_numbers.crl_numbers`."""
-        return crl_numbers((self.pck_crl, self.root_crl), test_root=test_root)
+        """See :func:`.crl_numbers.crl_numbers`; read once, since it takes 45 µs."""
+        return dict(_crl_numbers(self, test_root))
 
     def _check_revoked(self, one: x509.Certificate, *, ca: bool) -> None:
         crl = self.root_crl if ca else self.pck_crl
@@ -105,6 +105,11 @@ class Collateral:
             raise NotAuthentic(f"Whether the {what} is revoked cannot be read.") from None
         if entry is not None:
             raise NotAuthentic(f"The {what} is revoked.")
+
+
+@lru_cache(_KEPT)
+def _crl_numbers(collateral: Collateral, test_root: bool) -> Mapping[str, int]:
+    return crl_numbers((collateral.pck_crl, collateral.root_crl), test_root=test_root)
 
 
 @lru_cache(_KEPT)

@@ -117,14 +117,19 @@ class ReleaseService:
             ReleaseDenied: the challenge is not good.
             Unavailable: the database, a worker or an endorsement source does not answer.
         """
+        with self._store.release_coming() as coming:
+            return await self._release(request, identities, source, coming)
+
+    async def _release(
+        self, request: ReleaseRequest, identities: Sequence[Claims], source: str, coming: int
+    ) -> dict[str, Any]:
         now = self._clock()
         expires = self._challenges.check(request.challenge, now)
         binding = request.binding(self._server_id)
         claims: list[Claims] = []
         problem: EvidenceError | None = None
         try:
-            with self._store.release_coming():
-                claims, seconds = await self._pool.verify(request.evidence, now)
+            claims, seconds = await self._pool.verify(request.evidence, now)
             if self._metrics is not None and claims:
                 self._metrics.verified(claims[0].kind, seconds)
         except EvidenceError as error:
@@ -152,7 +157,7 @@ class ReleaseService:
                 await self._judge(wanted, snapshot, presented, problem) for wanted in request.keys
             ]
             write = self._write(request, expires, snapshot, verdicts, presented, problem, source)
-            outcome = await self._commit(write)
+            outcome = await self._commit(write, coming)
             if outcome.stale:
                 self._snapshot = None
                 continue
@@ -171,13 +176,13 @@ class ReleaseService:
             return await asyncio.to_thread(self._answer, binding, verdicts, now)
         raise Unavailable("The policies change faster than a decision is taken.", hint="Ask again.")
 
-    async def _commit(self, write: ReleaseWrite) -> ReleaseOutcome:
+    async def _commit(self, write: ReleaseWrite, coming: int) -> ReleaseOutcome:
         if self._metrics is None:
-            return await asyncio.wrap_future(self._store.commit_release(write))
+            return await asyncio.wrap_future(self._store.commit_release(write, coming))
         started = time.perf_counter()
         self._metrics.commit_waits()
         try:
-            return await asyncio.wrap_future(self._store.commit_release(write))
+            return await asyncio.wrap_future(self._store.commit_release(write, coming))
         finally:
             self._metrics.committed(time.perf_counter() - started)
 

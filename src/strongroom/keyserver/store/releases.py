@@ -18,7 +18,7 @@ from strongroom.keyserver.store.core import CLOCK_TOLERANCE, Core, Transaction
 from strongroom.keyserver.store.direct import Direct
 from strongroom.keyserver.store.records import Grant, ReleaseOutcome, ReleaseWrite, lease_on_record
 from strongroom.keyserver.store.tables import challenges, leases, micros, nodes
-from strongroom.keyserver.store.writer import Writer
+from strongroom.keyserver.store.writer import Coming, Writer
 
 __all__ = ["EndWrite", "ReleaseBook", "RenewWrite"]
 
@@ -61,20 +61,26 @@ class ReleaseBook(Core):
         self._writer.close()
         super().close()
 
-    def commit_release(self, write: ReleaseWrite) -> Future[ReleaseOutcome]:
+    def commit_release(
+        self, write: ReleaseWrite, coming: Coming | None = None
+    ) -> Future[ReleaseOutcome]:
         """Make a decision a fact. When the future is done, all of it is on the disk: the challenge is
         used, also where everything is refused; leases and audit record are written.
 
         Exceptions of the future: Unavailable, where the database does not answer, or where the clock
         of this server was set back; UsageError, where the write cannot be recorded.
 
+        Args:
+            write: the decision.
+            coming: what :meth:`release_coming` has given, once.
+
         Raises:
             Unavailable: the store is closed.
         """
-        return self._writer.submit(write)
+        return self._writer.submit(write, coming)
 
-    def release_coming(self) -> AbstractContextManager[None]:
-        """While evidence is being verified: a release may follow that others can be written with."""
+    def release_coming(self) -> AbstractContextManager[Coming]:
+        """While a release is being decided: others can be written with it."""
         return self._writer.coming()
 
     def end_leases(self, ids: Sequence[str], now: datetime | None = None) -> None:
