@@ -1,7 +1,6 @@
-"""One model for each way of loading, and the load; run as a program it does one load in a process.
+"""One model for each way of loading, and the load; run as a program it loads in a process of its own.
 
-    python loading_cases.py make CASE FOLDER BYTES
-    python loading_cases.py load CASE SEALED
+    python loading_cases.py load CASE SEALED [CASE SEALED …]
     python loading_cases.py peak CASE SEALED TINY_SEALED
 
 Modules ``loading_cases_*.py`` beside this one add to ``CASES`` and ``COPIES``, one for each framework.
@@ -352,14 +351,13 @@ def peak(load, sealed, tiny):
 
 def main():
     warnings.simplefilter("ignore")
-    action, case, *places = sys.argv[1:]
-    make, load = CASES[case]
-    if action == "make":
-        print(make(Path(places[0]), int(places[1])))
-    elif action == "peak":
-        peak(load, *places)
+    action, *words = sys.argv[1:]
+    if action == "peak":
+        case, *places = words
+        peak(CASES[case][1], *places)
     else:
-        load(*places)
+        for case, place in zip(words[::2], words[1::2], strict=True):
+            CASES[case][1](place)
     # Only what has been done so far counts, not how the frameworks are taken down.
     sys.stdout.flush()
     os._exit(0)
