@@ -256,7 +256,9 @@ def test_requests_are_put_together(serve):
     assert max(model.sizes) == 16
 
 
-def test_a_full_queue_and_a_deadline(serve):
+@pytest.mark.parametrize("batching", [None, Batching(8, 0.0)], ids=["alone", "batched"])
+@pytest.mark.parametrize("how", ["blocking", "loop"])
+def test_a_full_queue_and_a_deadline(serve, batching, how):
     running, go_on = threading.Event(), threading.Event()
 
     class Held(Doubling):
@@ -266,12 +268,16 @@ def test_a_full_queue_and_a_deadline(serve):
             return super().run(signature, inputs, outputs)
 
     model = Held()
-    engine = serve(lambda version: model, limits=Limits(concurrency=1, queue=1))
+    engine = serve(lambda version: model, batching=batching, limits=Limits(concurrency=1, queue=1))
     until(engine.ready)
 
     def ask(seconds):
+        call = Call("m", {"x": X}, deadline=time.monotonic() + seconds)
         try:
-            engine.infer(Call("m", {"x": X}, deadline=time.monotonic() + seconds))
+            if how == "blocking":
+                engine.infer(call)
+            else:
+                asyncio.run(engine.infer_async(call))
         except RequestError as error:
             return error.code
         return None

@@ -10,7 +10,6 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -36,7 +35,9 @@ class Work:
         signature, outputs: of the run.
         size: examples.
         deadline: moment of ``time.monotonic()``.
-        arrived, result: moment when it was queued, and its outputs; set by :meth:`Batcher.submit`.
+        arrived, told: moment when it was queued, and what is called, from any thread, when it has ended;
+            set by :meth:`Batcher.submit`.
+        given_up: nobody waits for it any more.
         taken: moment when it was put together with others; 0 for one that runs alone.
         started, ended: moments of the model's run.
         together: examples in that run.
@@ -48,24 +49,45 @@ class Work:
     size: int
     deadline: float
     arrived: float = field(init=False)
-    result: Future[Outputs] = field(init=False)
+    told: Callable[[], object] = field(init=False)
+    given_up: bool = False
     taken: float = 0.0
     started: float = 0.0
     ended: float = 0.0
     together: int = 0
+    _result: Outputs | RequestError | None = None
 
-    def key(self) -> tuple[Any, ...]:
-        """Works of one key can be put together."""
-        inputs = self.call.inputs
-        shapes = tuple((name, inputs[name].shape[1:]) for name in sorted(inputs))
-        return (self.signature, tuple(self.outputs), shapes)
+    def fits(self, other: Work) -> bool:
+        """Whether the two can be put together."""
+        if self.signature != other.signature or self.outputs != other.outputs:
+            return False
+        inputs = other.call.inputs
+        return all(
+            value.shape[1:] == inputs[name].shape[1:] for name, value in self.call.inputs.items()
+        )
 
-    def fail(self, error: RequestError) -> None:
-        """The result is this error."""
-        result = self.result
-        # Its traceback will hold the work, and all that was sent until the garbage collector comes by.
-        del self.result
-        result.set_exception(error)
+    def end(self, result: Outputs | RequestError) -> None:
+        """These are the outputs, or this is why there are none."""
+        if isinstance(result, RequestError):
+            # Its traceback holds the work, and all that was sent until the garbage collector comes by.
+            result = result.with_traceback(None)
+        self._result = result
+        self.told()
+
+    def result(self) -> Outputs:
+        """The outputs; once.
+
+        Raises:
+            RequestError: it failed; DEADLINE_EXCEEDED: it has not ended, and goes no further.
+        """
+        result, self._result = self._result, None
+        if isinstance(result, dict):
+            return result
+        self.given_up = True
+        try:
+            raise result or late()
+        finally:
+            del result
 
 
 class Batcher:
@@ -108,8 +130,8 @@ class Batcher:
         """Works in the queue."""
         return len(self._queue)
 
-    def submit(self, work: Work) -> Future[Outputs]:
-        """Queue a work.
+    def submit(self, work: Work, told: Callable[[], object]) -> None:
+        """Queue a work; ``told`` is called when it has ended.
 
         Raises:
             RequestError: RESOURCE_EXHAUSTED; UNAVAILABLE once it is closed.
@@ -118,17 +140,16 @@ class Batcher:
             if self._closed:
                 raise RequestError(Code.UNAVAILABLE, "This version of the model is being unloaded.")
             if len(self._queue) >= self._limit:
-                self._keep(deque(one for one in self._queue if not one.result.cancelled()))
+                self._keep(deque(one for one in self._queue if not one.given_up))
             if len(self._queue) >= self._limit:
                 raise full(self._limit)
-            work.arrived, work.result = time.monotonic(), Future()
+            work.arrived, work.told = time.monotonic(), told
             self._queue.append(work)
             self._examples += work.size
             # A thread that waits for others to join the first is not woken for each of them: that took
             # 80 µs of the 315 that a request cost.
             if len(self._queue) == 1 or self._full():
                 self._changed.notify()
-        return work.result
 
     def close(self) -> None:
         """Run what is queued, and end."""
@@ -175,19 +196,19 @@ class Batcher:
         """The first work, and those behind it that fit with it; the others keep their order."""
         batch: list[Work] = []
         rest: deque[Work] = deque()
-        size, key, now = 0, None, time.monotonic()
+        size, now = 0, time.monotonic()
         for one in self._queue:
-            if batch and (size + one.size > self._batching.max_batch or one.key() != key):
-                rest.append(one)
-            elif not one.result.set_running_or_notify_cancel():
+            if one.given_up:
                 continue
+            if batch and (size + one.size > self._batching.max_batch or not one.fits(batch[0])):
+                rest.append(one)
             elif one.call.cancelled:
-                one.fail(gone())
+                one.end(gone())
             elif one.deadline <= now:
-                one.fail(late())
+                one.end(late())
             else:
                 batch.append(one)
-                size, key = size + one.size, key or one.key()
+                size += one.size
         self._keep(rest)
         if rest:
             self._changed.notify()  # another thread may wait with these
@@ -198,14 +219,14 @@ class Batcher:
             results = self._run_together(batch)
         except RequestError as error:
             if len(batch) == 1:
-                batch[0].fail(error)
+                batch[0].end(error)
                 return
             # What the model cannot do with the values of one is not the fault of the others.
             for one in batch:
                 self._serve([one])
         else:
             for one, outputs in zip(batch, results, strict=True):
-                one.result.set_result(outputs)
+                one.end(outputs)
 
     def _run_together(self, batch: Sequence[Work]) -> list[Outputs]:
         first, taken = batch[0], time.monotonic()

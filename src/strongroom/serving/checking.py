@@ -46,7 +46,7 @@ def check_inputs(inputs: Arrays, signature: Signature, *, together: bool = True)
     return size
 
 
-def wanted_outputs(outputs: Sequence[str], signature: Signature) -> Sequence[str]:
+def wanted_outputs(outputs: Sequence[str], signature: Signature) -> tuple[str, ...]:
     """The outputs to compute: those named, or all.
 
     Raises:
@@ -59,7 +59,7 @@ def wanted_outputs(outputs: Sequence[str], signature: Signature) -> Sequence[str
             raise _invalid(
                 f"The model has no output {_shown(name)}; it has {_list(signature.outputs)}."
             )
-    return outputs
+    return tuple(outputs)
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int, ...]) -> bool:

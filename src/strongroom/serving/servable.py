@@ -21,7 +21,7 @@ from strongroom.serving.counts import SECONDS, SIZES, Counts
 from strongroom.serving.response_cache import CacheNumbers, ResponseCache
 from strongroom.serving.status import Code, RequestError
 from strongroom.serving.tracing import CURRENT
-from strongroom.serving.waking import Waking, wait
+from strongroom.serving.waking import Waking
 from strongroom.serving.workers import Workers
 
 __all__ = ["DEFAULT_SIGNATURE", "Servable", "Statistics"]
@@ -139,7 +139,10 @@ class Servable:
 
     def _compute(self, work: Work, size: int) -> Outputs:
         if self._batcher is not None and self.signatures[work.signature].batched:
-            return self._patiently(self._batcher.submit(work), work.deadline)
+            there = threading.Event()
+            self._batcher.submit(work, there.set)
+            there.wait(max(0.0, work.deadline - time.monotonic()))
+            return work.result()
         turn = self._admission.enter()
         if turn is not None:
             if work.call.at_once:
@@ -177,7 +180,13 @@ class Servable:
 
     async def _compute_async(self, work: Work, began: float) -> Outputs:
         if self._batcher is not None and self.signatures[work.signature].batched:
-            return await self._await(self._batcher.submit(work), work.deadline, Future.cancel)
+            submit = partial(self._batcher.submit, work)
+            try:
+                await self._here().wait(submit, work.deadline - time.monotonic())
+            except asyncio.CancelledError:
+                work.given_up = True
+                raise
+            return work.result()
         turn = self._admission.enter()
         if turn is not None:
             await self._await(turn, work.deadline, self._admission.give_up)
@@ -240,27 +249,16 @@ class Servable:
             self._admission.give_up(turn)
             raise late() from None
 
-    def _patiently(self, future: Future[Outputs], deadline: float) -> Outputs:
-        try:
-            return future.result(max(0.0, deadline - time.monotonic()))
-        except TimeoutError:
-            future.cancel()
-            raise late() from None
-        finally:
-            del future  # or it and the traceback of its exception hold one another
-
     async def _await(
         self,
         future: Future[Result],
         deadline: float,
         give_up: Callable[[Future[Any]], Any],
     ) -> Result:
-        loop = asyncio.get_running_loop()
-        waking = self._waking
-        if waking is None or waking.loop is not loop:
-            waking = self._waking = Waking(loop)
         try:
-            if not await wait(waking, future, deadline - time.monotonic()):
+            if not future.done():
+                await self._here().wait(future.add_done_callback, deadline - time.monotonic())
+            if not future.done():
                 give_up(future)
                 raise late()
             return future.result()
@@ -269,6 +267,13 @@ class Servable:
             raise
         finally:
             del future
+
+    def _here(self) -> Waking:
+        """Of the event loop that runs."""
+        loop = asyncio.get_running_loop()
+        if self._waking is None or self._waking.loop is not loop:
+            self._waking = Waking(loop)
+        return self._waking
 
     def _run_alone(self, work: Work, size: int) -> Outputs:
         """Run the model; a run that is quick with inputs of ``size`` bytes is remembered."""

@@ -1,4 +1,4 @@
-"""From futures of threads to the event loop, with one wake-up for all that are done at the same time.
+"""From threads to the event loop, with one wake-up for all that are done at the same time.
 
 ``asyncio.wrap_future`` writes to the loop's socket for each: of a batch of 32, that was half the time.
 """
@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from concurrent.futures import Future
+from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import Any
 
-__all__ = ["Waking", "wait"]
+__all__ = ["Waking"]
 
 
 class Waking:
@@ -27,8 +26,22 @@ class Waking:
         self._done: deque[asyncio.Future[None]] = deque()
         self._told = False
 
-    def wake(self, waiter: asyncio.Future[None], future: Future[Any]) -> None:
-        """From any thread: let the waiter go on."""
+    async def wait(self, tell: Callable[[Callable[..., None]], object], seconds: float) -> None:
+        """Wait for a call, or until the time is over.
+
+        Args:
+            tell: is given what shall be called, from any thread.
+            seconds: at most.
+        """
+        waiter: asyncio.Future[None] = self.loop.create_future()
+        tell(partial(self._wake, waiter))
+        timer = self.loop.call_later(max(0.0, seconds), _finish, waiter)
+        try:
+            await waiter
+        finally:
+            timer.cancel()
+
+    def _wake(self, waiter: asyncio.Future[None], *what: object) -> None:
         self._done.append(waiter)
         # Whoever reads True here has appended before the loop begins to take out.
         if not self._told:
@@ -40,20 +53,6 @@ class Waking:
         self._told = False
         while self._done:
             _finish(self._done.popleft())
-
-
-async def wait(waking: Waking, future: Future[Any], seconds: float) -> bool:
-    """Wait until a future is done, in the loop of ``waking``; False: the time is over before."""
-    if future.done():
-        return True
-    waiter: asyncio.Future[None] = waking.loop.create_future()
-    timer = waking.loop.call_later(max(0.0, seconds), _finish, waiter)
-    future.add_done_callback(partial(waking.wake, waiter))
-    try:
-        await waiter
-    finally:
-        timer.cancel()
-    return future.done()
 
 
 def _finish(waiter: asyncio.Future[None]) -> None:
