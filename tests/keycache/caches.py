@@ -47,7 +47,7 @@ class LocalCache(Asked):
         self.ready = threading.Event()
         self.thread = threading.Thread(target=lambda: asyncio.run(self._run()), daemon=True)
         self.thread.start()
-        assert self.ready.wait(10)
+        assert self.ready.wait(60)
         return self
 
     async def _run(self):
@@ -96,7 +96,7 @@ class Cache(Asked):
             self.process = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, **self.environment}
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while b"serving" not in self.log.read_bytes()[began:]:
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(self.log.read_text())
@@ -113,7 +113,7 @@ class Cache(Asked):
         return code
 
 
-def eventually(condition, seconds=10.0):
+def eventually(condition, seconds=60.0):
     """Wait until ``condition()`` is true."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -213,14 +213,14 @@ def test_who_is_not_known_is_refused_everywhere(server, header):
 
 
 def test_a_token_is_good_until_it_is_dropped_or_ends(server):
-    end = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    end = (datetime.now(UTC) + timedelta(seconds=2)).isoformat()
     short = server.admin("POST", "/v1/tokens", {"name": "a", "role": "auditor", "expires": end})
     made = server.admin("POST", "/v1/tokens", {"name": "b", "role": "auditor"})
     assert server.ask("GET", "/v1/keys", token=made["token"]).status == 200
     server.admin("DELETE", f"/v1/tokens/{made['id']}")
     assert server.ask("GET", "/v1/keys", token=made["token"]).status == 401
     assert server.ask("DELETE", f"/v1/tokens/{made['id']}", token=server.owner).status == 404
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     while server.ask("GET", "/v1/keys", token=short["token"]).status == 200:
         assert time.monotonic() < deadline
         time.sleep(0.1)

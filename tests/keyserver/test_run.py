@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import os
 import re
+import resource
 import signal
 import socket
 import subprocess
@@ -172,6 +174,19 @@ def test_sigint_stops_at_once(tmp_path):
     server.configure("listen", drain_seconds=60)
     server.start()
     assert server.stop(signal.SIGINT) == 0
+
+
+def test_a_log_on_a_full_disk_fails_no_request(tmp_path):
+    server = Server.make(tmp_path / "made").start()
+    # The database is smaller, and has room.
+    size = 64 << 20
+    os.truncate(server.log, size)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (size, size))
+    for number in range(3):
+        server.add_key(f"key{number}")
+        assert server.ask("GET", "/v1/keys").status == 401
+    assert server.stop() == 0
+    assert server.log.stat().st_size == size
 
 
 def test_workers_share_a_port_and_are_replaced_and_end_together(tmp_path, pki):

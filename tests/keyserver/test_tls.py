@@ -5,7 +5,7 @@ import json
 import socket
 import ssl
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 
 import pytest
 from servers import Server, new_pki
@@ -248,18 +248,25 @@ def test_a_body_that_is_not_what_it_should_be(server, path, body):
 
 
 def test_one_address_holds_so_many_connections_and_no_more(server):
-    held = []
-    try:
-        with pytest.raises((ssl.SSLError, ConnectionError)):
-            for _ in range(40):
-                held.append(connect(server))
-                held[-1].sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
-                if not held[-1].recv(100):
-                    raise ConnectionError
-        assert 15 <= len(held) <= 22
-    finally:
-        for one in held:
-            one.close()
+    context = server.context()
+
+    def refused_after():
+        """So many are open when one is refused; None: a busy machine was so slow that the first had ended."""
+        with ExitStack() as held:
+            for number in range(1, 41):
+                try:
+                    one = held.enter_context(connect(server, context))
+                    one.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
+                    if not one.recv(100):
+                        return number
+                except (ssl.SSLError, ConnectionError):
+                    return number
+        return None
+
+    found = None
+    for _ in range(10):
+        found = found or refused_after()
+    assert found is not None and 15 <= found <= 22
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import socket
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -163,34 +164,31 @@ def test_a_worker_knows_no_secret_of_the_server(monkeypatch):
 
 def test_workers_go_with_their_server():
     code = (
-        "import asyncio, os\n"
+        "import asyncio, os, psutil\n"
         "from strongroom.attest.roots import production\n"
         "from strongroom.keyserver.verification import VerificationPool\n"
         "async def run():\n"
         "    pool = VerificationPool(production(), workers=2)\n"
         "    await pool.start()\n"
+        "    print(*(one.pid for one in psutil.Process().children()), flush=True)\n"
         "    os.kill(os.getpid(), 9)\n"
         "asyncio.run(run())\n"
     )
-
-    async def run():
-        child = await asyncio.create_subprocess_exec(sys.executable, "-c", code)
-        found = set()
-        while child.returncode is None:
-            try:
-                found |= {one.pid for one in psutil.Process(child.pid).children()}
-            except psutil.NoSuchProcess:
-                break
-            await asyncio.sleep(0.05)
-        await child.wait()
-        return found
-
-    found = asyncio.run(run())
+    done = subprocess.run([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, timeout=60)
+    found = done.stdout.split()
     assert len(found) == 2
-    _, alive = psutil.wait_procs(
-        [psutil.Process(pid) for pid in found if psutil.pid_exists(pid)], timeout=10
-    )
-    assert not [one for one in alive if one.status() != psutil.STATUS_ZOMBIE]
+    end = time.monotonic() + 60
+    while any(map(runs, found)):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def runs(pid):
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
 
 
 def test_busy_is_said(monkeypatch):

@@ -234,7 +234,7 @@ def test_the_log_and_the_numbers(server, channel):
 
 
 def test_the_end_fails_no_call(start):
-    server = start(listen={"drain": 1.0})
+    server = start(listen={"drain": 2.0})
     failures, done, stop = [], [], threading.Event()
 
     def ask():

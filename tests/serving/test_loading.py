@@ -234,7 +234,7 @@ def test_a_new_version_that_is_damaged_leaves_the_old_one(sealed, tmp_path, key)
         engine.close(5)
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

@@ -263,7 +263,7 @@ def test_who_asks_the_same_meanwhile_waits_for_it(make, ask):
 
 @pytest.mark.parametrize("ask", [infer, infer_async])
 def test_who_waits_for_another_has_a_deadline(make, ask):
-    one, model = make(limits=Limits(concurrency=4, timeout=0.2))
+    one, model = make(limits=Limits(concurrency=4, timeout=0.5))
     model.going.clear()
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(infer, one)

@@ -97,7 +97,7 @@ class Collector:
         self.server.server_close()
         self.thread.join()
 
-    def traces(self, number, seconds=20):
+    def traces(self, number, seconds=60):
         """Root spans, and the spans below each by name; waits until so many have come."""
 
         def roots():

@@ -139,7 +139,7 @@ def grpc_server(handlers):
         server.stop(None).wait()
 
 
-def until(condition, seconds=10):
+def until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end

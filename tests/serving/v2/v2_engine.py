@@ -87,7 +87,7 @@ def serving(directory):
         poll=0,
     )
     engine.start()
-    end = time.monotonic() + 30
+    end = time.monotonic() + 60
     while not all(_settled(engine, one) for one in names):
         assert time.monotonic() < end
         time.sleep(0.01)
