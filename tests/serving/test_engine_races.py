@@ -15,7 +15,7 @@ from contextlib import suppress
 import numpy as np
 import pytest
 
-from strongroom.errors import ServerUnavailable
+from strongroom.errors import NotFound, ServerUnavailable
 from strongroom.serving import repository
 from strongroom.serving.call import Call
 from strongroom.serving.config import Batching, Limits, ModelConfig, VersionPolicy
@@ -577,6 +577,43 @@ def test_whatever_loading_raises_is_in_the_status(place, error):
         assert [one[1].state for one in told] == [State.LOADING, State.END]
     finally:
         engine.close(5)
+
+
+def test_each_try_is_told_once_with_its_own_reason(place, monkeypatch):
+    monkeypatch.setattr("strongroom.serving.keeper._FIRST_RETRY", 0.05)
+    tries = iter(
+        [
+            ServerUnavailable("It is away."),
+            NotFound("The key file is missing.", hint="Mount it."),
+        ]
+    )
+
+    def load(config, version, location):
+        for error in tries:
+            raise error
+        return Servable(config, version, Model())
+
+    add(place, 1)
+    told = []
+    engine = Engine([ModelConfig("m", str(place))], load, told=lambda _, status: told.append(status))
+    engine.start()
+    try:
+        until(lambda: told and told[-1].state is State.AVAILABLE)
+    finally:
+        engine.close(5)
+    reason = "Version 1 of m cannot be loaded: "
+    assert [(one.state, one.code, one.message) for one in told[:4]] == [
+        (State.LOADING, 0, ""),
+        (State.LOADING, Code.UNAVAILABLE, reason + "It is away."),
+        (State.LOADING, Code.NOT_FOUND, reason + "The key file is missing."),
+        (State.AVAILABLE, 0, ""),
+    ]
+    assert [(one.why.get("error"), one.why.get("hint")) for one in told[:4]] == [
+        (None, None),
+        ("ServerUnavailable", None),
+        ("NotFound", "Mount it."),
+        (None, None),
+    ]
 
 
 @pytest.mark.parametrize("batching", [None, Batching(8)], ids=["alone", "batched"])

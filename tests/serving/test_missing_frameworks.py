@@ -77,7 +77,9 @@ def test_the_status_says_so(tmp_path):
         }
         server.until(lambda: server.ask("GET", "/v2/models/good/ready")[0] == 200)
         assert server.ask("GET", "/readyz")[0] == 503
-        (line,) = server.lines("not loaded")
+        # One line has all of it.
+        (line,) = (one for one in server.lines("model") if "code" in one)
+        assert (line["model"], line["state"], line["code"]) == ("m", "END", "FAILED_PRECONDITION")
         assert line["hint"] == 'pip install "strongroom[xgboost]"'
         assert line["error"] == "MissingExtra"
     finally:

@@ -70,6 +70,19 @@ def serve(
     grpc_port: Annotated[
         int, typer.Option("--grpc-port", metavar="PORT", help="Of gRPC; 0 takes any that is free.")
     ] = 8500,
+    management_port: Annotated[
+        int | None,
+        _given(
+            "--management-port",
+            metavar="PORT",
+            help="Of HTTP without TLS or names of clients, for /healthz, /readyz and /metrics alone; "
+            "0 takes any that is free.",
+        ),
+    ] = None,
+    management_host: Annotated[
+        str | None,
+        _given("--management-host", metavar="HOST", help="Where that one is; otherwise at --host."),
+    ] = None,
     key: Annotated[
         str | None,
         _given(
@@ -157,7 +170,9 @@ def serve(
     The API of TensorFlow Serving and the Open Inference Protocol (v2), each over REST and gRPC. Keys come
     from --key, the environment or the key server of each model; plaintext is in memory alone. SIGTERM
     drains: readiness ends first, then connections, and every request that has come is answered.
-    Logs are JSON on standard error; /metrics, /healthz and /readyz are on the port of REST.
+    Logs are JSON on standard error. /healthz and /readyz are on the port of REST, /metrics too, unless
+    there is a port for management or a model that is not for everybody. Models with allow_native_code
+    in their options run code that whoever sealed them wrote.
     """
     for one in _PACKAGES:
         if find_spec(one) is None:
@@ -173,7 +188,9 @@ def serve(
         found += read_model_config_file(model_config_file)
     settings = Settings(
         models=_distinct(found),
-        listen=Listen(host, rest_port, grpc_port, drain=drain_seconds),
+        listen=Listen(
+            host, rest_port, grpc_port, management_port, management_host, drain=drain_seconds
+        ),
         limits=RequestLimits(bytes=max_request_bytes),
         tls=_tls(tls_cert, tls_key, client_ca, ssl_config_file, key),
         admins=_admins(admin or []),

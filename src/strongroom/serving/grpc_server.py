@@ -20,6 +20,7 @@ from grpc_reflection.v1alpha import (  # type: ignore[import-untyped]
 from strongroom.errors import Unavailable
 from strongroom.serving.access_log import AccessLog
 from strongroom.serving.clients import Access
+from strongroom.serving.grpc_calls import caller
 from strongroom.serving.grpc_guard import Guard
 from strongroom.serving.grpc_loop import serve
 from strongroom.serving.grpc_threads import Threads
@@ -37,6 +38,27 @@ _STREAMS: Final = 2048
 
 _CONNECTION_AGE: Final = 3_600_000
 """Milliseconds after which a client connects, and shows its certificate, anew."""
+
+
+class _Health(health.HealthServicer):  # type: ignore[misc]
+    """Health of a model is for who may use it: for others there is no such model."""
+
+    def __init__(self, access: Access) -> None:
+        super().__init__()
+        self._access = access
+
+    def Check(self, request: Any, context: Any) -> Any:  # noqa: N802  its name
+        return super().Check(self._seen(request, context), context)
+
+    def Watch(self, request: Any, context: Any, *more: Any) -> Any:  # noqa: N802  likewise
+        return super().Watch(self._seen(request, context), context, *more)
+
+    def _seen(self, request: Any, context: Any) -> Any:
+        name = request.service
+        if self._access.ruled(name) and not self._access.sees(caller(context), name):
+            # No model has such a name.
+            return health_pb2.HealthCheckRequest(service=f"/{name}")
+        return request
 
 
 class GrpcServer:
@@ -68,7 +90,7 @@ class GrpcServer:
         access_log: AccessLog,
         tracing: Tracing | None = None,
     ) -> None:
-        self._health = health.HealthServicer()
+        self._health = _Health(access)
         self._said: dict[str, int] = {}
         threads = Threads(
             limits.grpc_threads,

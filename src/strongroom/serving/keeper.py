@@ -57,6 +57,7 @@ class Version:
     state: State = State.START
     code: int = 0
     message: str = ""
+    why: Mapping[str, str] = field(default_factory=dict)
     servable: Servable | None = None
     users: int = 0
     busy: bool = False
@@ -65,7 +66,7 @@ class Version:
 
     def status(self) -> VersionStatus:
         """For clients and the log."""
-        return VersionStatus(self.number, self.state, self.code, self.message)
+        return VersionStatus(self.number, self.state, self.code, self.message, self.why)
 
 
 @dataclass(slots=True, eq=False)
@@ -267,8 +268,10 @@ class Keeper:
             coming = model.coming[number] = Version(number, made_of)
         elif coming.retry_at is None or coming.retry_at > time.monotonic():
             return
+        known = coming.state is State.LOADING
         coming.busy, coming.state = True, State.LOADING
-        self._tell(model, coming)
+        if not known:  # what comes of a further try is said when it is over
+            self._tell(model, coming)
         self._workers.submit(partial(self._bring, model, coming, model.config))
 
     def _bring(self, model: Model, version: Version, config: ModelConfig) -> None:
@@ -278,8 +281,7 @@ class Keeper:
         except BaseException as error:  # whatever it is, the status says it, and others go on
             # Only its words are kept: its frames may hold the contents of the model.
             reason = _reason(config.name, version.number, error)
-            _log_failure(config.name, version.number, error)
-            failure = code_of_loading(error), reason, isinstance(error, _PASSING)
+            failure = code_of_loading(error), reason, _why(error), isinstance(error, _PASSING)
         trim()
         with self.changed:
             version.busy = False
@@ -289,7 +291,7 @@ class Keeper:
                 del model.coming[version.number]
                 before = model.serving.get(version.number)
                 version.state, version.code, version.message = State.AVAILABLE, 0, ""
-                version.retry_at = None
+                version.why, version.retry_at = {}, None
                 model.serving[version.number] = version
                 self._tell(model, version)
                 if before is not None:
@@ -300,8 +302,16 @@ class Keeper:
             self._look_now = True
             self.changed.notify_all()
 
-    def _failed(self, model: Model, version: Version, code: Code, message: str, again: bool) -> None:
-        version.code, version.message = code, message
+    def _failed(
+        self,
+        model: Model,
+        version: Version,
+        code: Code,
+        message: str,
+        why: Mapping[str, str],
+        again: bool,
+    ) -> None:
+        version.code, version.message, version.why = code, message, why
         if again:
             pause = min(_LAST_RETRY, _FIRST_RETRY * 2 ** min(version.tries, 10))
             version.tries += 1
@@ -350,10 +360,10 @@ def _reason(name: str, number: int, error: BaseException) -> str:
     return f"Version {number} of {name} cannot be loaded: {said}"
 
 
-def _log_failure(name: str, number: int, error: BaseException) -> None:
-    """For who runs the server: what to do, or where it happened. The status is for everybody."""
-    hint = error.hint if isinstance(error, StrongroomError) else None
-    if hint is not None or not isinstance(error, StrongroomError):
-        more = {} if hint is None else {"hint": hint}
-        with suppress(Exception):
-            log.warning("not loaded", model=name, version=number, **describe(error), **more)
+def _why(error: BaseException) -> dict[str, str]:
+    """For who runs the server: what to do, and where it happened. The status is for everybody."""
+    found = describe(error)
+    found.pop("message", None)  # the status has it
+    if isinstance(error, StrongroomError) and error.hint is not None:
+        found["hint"] = error.hint
+    return found

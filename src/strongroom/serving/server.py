@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 from typing import Any, Final
 
@@ -54,7 +55,9 @@ class _Health:
 
     def told(self, model: str, status: VersionStatus) -> None:
         say = log.warning if status.code else log.info
-        more = {"code": Code(status.code).name, "message": status.message} if status.code else {}
+        more: dict[str, str] = {}
+        if status.code:
+            more = {"code": Code(status.code).name, "message": status.message, **status.why}
         say("model", model=model, version=status.version, state=status.state.name, **more)
         self._metrics.told(model, status)
         self.refresh()
@@ -85,8 +88,10 @@ class _Server(uvicorn.Server):
         certificates: Certificates | None,
         access_log: AccessLog,
         sockets: Sequence[socket.socket],
+        management: tuple[uvicorn.Config, Front, Sequence[socket.socket]] | None,
     ) -> None:
         super().__init__(config)
+        self._management = management
         self._settings = settings
         self._front = front
         self._grpc = grpc
@@ -101,9 +106,9 @@ class _Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         loop = asyncio.get_running_loop()
 
-        def protocol() -> Any:
-            return self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config,
+        def protocol(config: uvicorn.Config) -> Any:
+            return config.http_protocol_class(  # type: ignore[call-arg]
+                config=config,
                 server_state=self.server_state,
                 app_state={},
                 _loop=loop,
@@ -113,19 +118,21 @@ class _Server(uvicorn.Server):
         secured: dict[str, Any] = (
             {} if tls is None else {"ssl": tls.context, "ssl_handshake_timeout": _HANDSHAKE_SECONDS}
         )
+        of_clients = partial(protocol, self.config)
         self.servers = [
-            await loop.create_server(protocol, sock=one, **secured) for one in self._sockets
+            await loop.create_server(of_clients, sock=one, **secured) for one in self._sockets
         ]
+        ports = {"rest_port": self._sockets[0].getsockname()[1], "grpc_port": self._grpc.port}
+        if self._management is not None:
+            config, _, listeners = self._management
+            config.load()
+            self.servers += [
+                await loop.create_server(partial(protocol, config), sock=one) for one in listeners
+            ]
+            ports["management_port"] = listeners[0].getsockname()[1]
         self._grpc.start()
         self.started = True
-        listen = self._settings.listen
-        log.info(
-            "listening",
-            host=listen.host,
-            rest_port=self._sockets[0].getsockname()[1],
-            grpc_port=self._grpc.port,
-            tls=tls is not None,
-        )
+        log.info("listening", host=self._settings.listen.host, **ports, tls=tls is not None)
         notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -146,6 +153,8 @@ class _Server(uvicorn.Server):
     def _drain(self) -> None:
         notify("STOPPING=1")
         self._front.draining = True
+        if self._management is not None:
+            self._management[1].draining = True
         self._grpc.drain()
 
     async def _renew(self) -> None:
@@ -200,8 +209,9 @@ def serve(
     load: Load,
     certificates: Certificates | None,
     sockets: Sequence[socket.socket],
+    management: Sequence[socket.socket] = (),
 ) -> None:
-    """Answer at ``sockets`` and the port of gRPC until a signal says stop.
+    """Answer at ``sockets``, the port of gRPC and that of management until a signal says stop.
 
     Raises:
         StrongroomError: it does not start; says why.
@@ -242,25 +252,34 @@ def serve(
         metrics,
         access_log,
         tracing,
+        # They name models.
+        lambda: not management and not any(map(access.ruled, engine.names())),
     )
-    config = uvicorn.Config(
-        front,
-        loop="uvloop",
-        http=protocol_class(front, listen, limits, metrics),
-        ws="none",
-        lifespan="off",
-        interface="asgi3",
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,  # anybody can write them
-        server_header=False,
-        timeout_keep_alive=listen.keep_alive,
-        timeout_graceful_shutdown=max(1, int(listen.stop)),
-    )
+
+    def config(front: Front) -> uvicorn.Config:
+        return uvicorn.Config(
+            front,
+            loop="uvloop",
+            http=protocol_class(front, listen, limits, metrics),
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,  # anybody can write them
+            server_header=False,
+            timeout_keep_alive=listen.keep_alive,
+            timeout_graceful_shutdown=max(1, int(listen.stop)),
+        )
+
+    managing = None
+    if management:
+        other = Front({}, engine.ready, limits, access, metrics, access_log)
+        managing = config(other), other, management
     engine.start()
     health.refresh()
     try:
-        _Server(config, settings, front, grpc, certificates, access_log, sockets).run()
+        _Server(config(front), settings, front, grpc, certificates, access_log, sockets, managing).run()
     finally:
         grpc.stop(0)
         engine.close(listen.stop)

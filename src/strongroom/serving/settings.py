@@ -59,6 +59,8 @@ class Listen:
     Attributes:
         host: name or address.
         rest_port, grpc_port: 0 takes any that is free.
+        management_port: of HTTP without TLS, for health and numbers; None has no such port.
+        management_host: where that one is; None is ``host``.
         connections: over HTTP, of all clients.
         connections_per_address: of one address, or IPv6 network of 64 bits.
         keep_alive: seconds for which an idle connection over HTTP stays.
@@ -69,6 +71,8 @@ class Listen:
     host: str = "127.0.0.1"
     rest_port: int = 8501
     grpc_port: int = 8500
+    management_port: int | None = None
+    management_host: str | None = None
     connections: int = 10_000
     connections_per_address: int = 10_000
     keep_alive: int = 75
@@ -76,10 +80,16 @@ class Listen:
     stop: float = 30.0
 
     def __post_init__(self) -> None:
-        if not all(0 <= port <= 65535 for port in (self.rest_port, self.grpc_port)):
+        ports = [self.rest_port, self.grpc_port]
+        if self.management_port is not None:
+            ports.append(self.management_port)
+        elif self.management_host is not None:
+            raise UsageError("--management-host takes a --management-port.")
+        if not all(0 <= port <= 65535 for port in ports):
             raise UsageError("A port is a number from 0 to 65535.")
-        if self.rest_port == self.grpc_port != 0:
-            raise UsageError("REST and gRPC take two ports.")
+        chosen = [port for port in ports if port]
+        if len(set(chosen)) < len(chosen):
+            raise UsageError("REST, gRPC and management take a port each.")
         if not 0 <= self.drain <= 3600 or not 0 <= self.stop <= 3600:
             raise UsageError("Draining and stopping take 0 to 3600 seconds each.")
 

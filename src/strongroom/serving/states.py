@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from strongroom.serving.tensors import Signature
@@ -29,12 +29,14 @@ class VersionStatus:
     Attributes:
         code: 0, or the :class:`.status.Code` of what is wrong with it.
         message: what is wrong with it, for a person.
+        why: more about that, for the log of the server and nobody else.
     """
 
     version: int
     state: State
     code: int = 0
     message: str = ""
+    why: Mapping[str, str] = field(default_factory=dict, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

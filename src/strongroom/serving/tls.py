@@ -61,6 +61,11 @@ class Certificates:
         self.context = NewestContext(ssl.PROTOCOL_TLS_SERVER)
         self.reload()
 
+    @property
+    def asks_clients(self) -> bool:
+        """Nobody connects without a certificate."""
+        return self._material is not None and self._material.client_ca is not None
+
     def changed(self) -> bool:
         """The files are not those that were read last, or it is time to try those once more.
 
