@@ -135,12 +135,13 @@ def test_values_that_the_model_cannot_take(served, saved, capfd):
     refused(servable, r"shape \[20, 3\]", x=ROWS[:, :3], at=AT)
     refused(servable, "dtype float64", x=ROWS.astype(float), at=AT)
     refused(servable, "cannot compute", x=ROWS, at=AT[:3])
-    for at in ([7777, 0], [-7777, 0]):
+    for at in ([77777777, 0], [-77777777, 0]):
         error = refused(
             servable, r"^The model cannot compute with these values\.$", x=ROWS[:2], at=np.array(at)
         )
         assert error.__cause__ is None
-    assert "7777" not in "".join(capfd.readouterr())
+    # Fewer digits may be those of a time.
+    assert "77777777" not in "".join(capfd.readouterr())
     (first, _) = servable.signatures["serving_default"].outputs
     assert np.allclose(ask(servable, x=ROWS, at=AT)[first], sums, atol=1e-6)
 
