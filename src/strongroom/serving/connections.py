@@ -84,7 +84,7 @@ class _Cycle:
         waits_for: asyncio.Future[Any],
         done: Callable[[_Cycle, HttpResponse | None], None],
     ) -> None:
-        self._begun: Begun | None = begun
+        self._begun = begun
         self._done = done
         self._cancelled = False
         self.keep_alive, self.message_event = True, _NOBODY
@@ -104,13 +104,10 @@ class _Cycle:
         self._waits_for: asyncio.Future[Any] | None = waits_for
 
     def _go_on(self, future: asyncio.Future[Any]) -> None:
-        begun, response = self._begun, None
-        assert begun is not None
+        work, response = self._begun.work, None
         try:
-            if self._cancelled:
-                waits_for = begun.work.throw(asyncio.CancelledError())
-            else:
-                waits_for = begun.work.send(None)
+            gone = self._cancelled
+            waits_for = work.throw(asyncio.CancelledError()) if gone else work.send(None)
         except StopIteration as end:
             response = end.value
         except asyncio.CancelledError:
@@ -118,10 +115,11 @@ class _Cycle:
         else:
             self._wait(waits_for)
             return
-        # The connection has this until its next request.
-        self._begun = self._waits_for = None
-        self.response_complete = True
-        self._done(self, response)
+        # The connection has this until its next request, and nothing of what is over.
+        done = self._done
+        del self._begun, self._done
+        self._waits_for, self.response_complete = None, True
+        done(self, response)
 
 
 class _Protocol(HttpProtocol):
