@@ -107,6 +107,9 @@ def node():
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONPATH": str(Path(__file__).parent),
         "RAY_SERVE_LOG_TO_STDERR": "0",
+        # Else ten seconds, for each.
+        "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
+        "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "0.5",
     }.items():
         patch.setenv(name, value)
     made = Node(place)
@@ -150,7 +153,12 @@ def handle(node):
             "import_path": "strongroom.integrations.ray:build",
             "args": args,
             "deployments": [
-                {"name": "SealedModels", "num_replicas": 2, "ray_actor_options": SMALL},
+                {
+                    "name": "SealedModels",
+                    "num_replicas": 2,
+                    "health_check_period_s": 1,  # of ten, so long is who is killed not missed
+                    "ray_actor_options": SMALL,
+                },
             ],
         }
     )
@@ -297,7 +305,9 @@ def test_a_new_version_comes_to_every_replica(node, handle):
 def test_a_refused_key_is_what_the_deployment_says(node, handle):
     place = seal(node.stub, node.place / "models" / "refused" / "m.sealed", "refused")
     node.stub.refuse["refused"] = "policy"
-    app = ours.application(f"refused={place}", key=node.cache.uri, ray_actor_options=SMALL)
+    app = ours.application(
+        f"refused={place}", key=node.cache.uri, max_constructor_retry_count=1, ray_actor_options=SMALL
+    )
     with pytest.raises(RuntimeError):
         serve.run(app, name="refused", route_prefix="/refused")
     (status,) = serve.status().applications["refused"].deployments.values()
