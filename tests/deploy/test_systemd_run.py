@@ -127,6 +127,7 @@ def answered(machine):
     assert json.loads(said.stdout) == {"predictions": [[-1.0, -2.0, -3.0, -4.0]]}
 
 
+@pytest.mark.slow
 def test_a_request_is_answered_by_a_model_whose_key_came_all_the_way(serving):
     answered(serving)
     status = serving.run(

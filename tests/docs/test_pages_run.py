@@ -31,6 +31,7 @@ NEEDS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("page", NEEDS)
 def test_page_runs(page, tmp_path):
     for module in ("typer", *NEEDS[page]):

@@ -121,6 +121,7 @@ FRAMEWORKS = sorted({case.split()[0] for case in LOADERS})
 """Names of cases begin with these. To import a framework takes longer than to load a model."""
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("framework", FRAMEWORKS)
 def test_loaders_write_nothing_to_a_disk(framework, sealed_case, tmp_path):

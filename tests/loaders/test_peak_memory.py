@@ -18,6 +18,7 @@ SIZE = 212 << 20  # five layers of GGUF, nine tenths of it or more in every case
 SLACK = 64 << 20
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 @pytest.mark.parametrize("case", loading_cases.COPIES)
 def test_peak(case, tmp_path, key):

@@ -137,6 +137,7 @@ def test_models_may_have_another_key(ca, tmp_path):
     assert read(Tls(**tls, open_with=str(tmp_path / "other.txt"))).key
 
 
+@pytest.mark.slow
 def test_a_key_server_that_is_away(start, ca, keys, tmp_path):
     tls = ca.server()
     keys.stop()
