@@ -269,3 +269,19 @@ def test_a_fault_of_this_server_is_told_without_its_words(serve, monkeypatch):
             served.ask()
         assert caught.value.code() is grpc.StatusCode.INTERNAL
         assert caught.value.details() == "The server failed."
+
+
+def test_without_a_thread_a_call_is_refused_and_the_next_one_answered(serve, monkeypatch):
+    served, start_one = serve(), threading.Thread.start
+
+    def start(thread):
+        if thread.name.startswith("grpc-"):
+            raise RuntimeError("can't start new thread")
+        start_one(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", start)
+        with pytest.raises(grpc.RpcError) as caught:
+            served.ask()
+    assert caught.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert served.ask() == [2.0] * 4

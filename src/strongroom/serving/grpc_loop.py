@@ -32,6 +32,7 @@ _LOOK_EVERY: Final = 1.0
 _FAILED: Final = "The server failed."
 _FULL: Final = "The messages of other calls fill the memory."
 _EMPTY: Final = "The call has no message."
+_NO_THREAD: Final = "There is no thread for this call."
 
 KNOWN: Final = all(
     hasattr(module, name)
@@ -159,7 +160,7 @@ class UnaryCall:
         else:
             self._request = data
             if not (hasattr(self._handler.unary_unary, AT_ONCE) and self._answered_at_once()):
-                loop.threads.submit(self._answer)
+                self._answer_in_thread()
         return _GOES_ON
 
     def _answered_at_once(self) -> bool:
@@ -173,6 +174,12 @@ class UnaryCall:
         except BaseException as error:  # without the thread that reads, nobody would be answered
             log.error("fault", **describe(error))
         return True
+
+    def _answer_in_thread(self) -> None:
+        try:
+            self._loop.threads.submit(self._answer)
+        except RuntimeError:  # the system gives none
+            self._refuse(grpc.StatusCode.RESOURCE_EXHAUSTED, _NO_THREAD)
 
     def _answer(self) -> None:
         data = None

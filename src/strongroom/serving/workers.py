@@ -38,18 +38,18 @@ class Workers:
         """Run a function; the future has what it returns or raises.
 
         Raises:
-            RuntimeError: they are closed.
+            RuntimeError: they are closed, or the system has no thread.
         """
         future: Future[Result] = Future()
         with self._lock:
             if self._closed:
                 raise RuntimeError("the workers are closed")
-            self._unfinished += 1
-            if self._unfinished > len(self._threads) < self._most:
+            if self._unfinished >= len(self._threads) < self._most:
                 name = f"{self._name}-{len(self._threads)}"
                 thread = threading.Thread(target=self._work, name=name, daemon=True)
-                self._threads.append(thread)
                 thread.start()
+                self._threads.append(thread)
+            self._unfinished += 1
             self._queue.put((future, function))
         return future
 
