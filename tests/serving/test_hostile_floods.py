@@ -99,14 +99,59 @@ def test_large_bodies_that_wait_for_a_model_are_bounded(server):
     try:
         with ThreadPoolExecutor(60) as pool:
             asked = [pool.submit(server.ask, "POST", PATH.format("slow"), body) for _ in range(120)]
-            statuses = [one.result()[0] for one in asked]
+            for one in asked:
+                # Who is refused while it still writes, and is slow at it, is closed on.
+                with contextlib.suppress(OSError):
+                    statuses.append(one.result()[0])
     finally:
         done.set()
         watching.join()
-    assert set(statuses) <= {200, 429}
+    assert set(statuses) <= {200, 408, 429}
     assert statuses.count(200) >= 10
     assert max(peak) < before + (64 << 20)
     server.until(lambda: server.ask("POST", PATH.format("m"), body)[0] == 200)
+
+
+@pytest.mark.parametrize("unit", [b"[],", b"[0],", b'"ab",', b'{"a":0},'])
+def test_json_that_grows_is_bounded(tmp_path, unit):
+    """Lists of nothing take 24 times their size: many at once what is allowed for one of each protocol."""
+    (tmp_path / "m").write_text("0")
+    limits = {"bytes": 16 << 20, "bytes_held": 32 << 20, "json_bytes": 32 << 20}
+    server = Server(tmp_path, models=[{"name": "m", "path": str(tmp_path / "m")}], limits=limits)
+    try:
+        values = b"[" + unit * ((4 << 20) // len(unit)) + b"0]"
+        v2 = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,16],"data":%b}]}' % values
+        asks = [(PATH.format("m"), b'{"instances":%b}' % values), ("/v2/models/m/infer", v2)]
+        before = memory(server)
+        with ThreadPoolExecutor(16) as pool:
+            found = list(pool.map(lambda one: server.ask("POST", *one), asks * 16))
+        assert {status for status, *_ in found} <= {413, 429}
+        assert any(b"Inference-Header-Content-Length" in content for *_, content in found)
+        status = Path(f"/proc/{server.process.pid}/status").read_text()
+        most = int(dict(line.split(":", 1) for line in status.splitlines())["VmHWM"].split()[0]) << 10
+        # What 16 connections send is there twice while it is put together.
+        assert most < before + (256 << 20)
+        # Binary tensors are not counted as if they were JSON.
+        head = json.dumps(
+            {
+                "inputs": [
+                    {
+                        "name": "x",
+                        "datatype": "FP32",
+                        "shape": [32768, 16],
+                        "parameters": {"binary_data_size": 2 << 20},
+                    }
+                ],
+                "parameters": {"binary_data_output": True},
+            }
+        ).encode()
+        length = {"inference-header-content-length": str(len(head))}
+        asked = server.ask("POST", "/v2/models/m/infer", head + b"[" * (2 << 20), length)
+        assert asked[0] == 200, asked[2][:300]
+        # For who reads all of it, the header says nothing.
+        assert server.ask("POST", PATH.format("m"), asks[0][1], length)[0] == 413
+    finally:
+        server.kill()
 
 
 def test_a_flood_over_both_ports(server):
@@ -276,8 +321,11 @@ def test_large_messages_that_wait_for_a_model_are_bounded(server):
                 codes.append(error.code().name)
             peak.append(memory(server))
 
-    with ThreadPoolExecutor(36) as pool:
-        list(pool.map(ask, range(36)))
+    for _ in range(5):
+        with ThreadPoolExecutor(36) as pool:
+            list(pool.map(ask, range(36)))
+        if "RESOURCE_EXHAUSTED" in codes:
+            break  # on a busy machine they may have come one after the other
     assert set(codes) == {"OK", "RESOURCE_EXHAUSTED"}
     assert max(peak) < before + (96 << 20)
     assert server.ask("POST", PATH.format("m"), PREDICT)[0] == 200
