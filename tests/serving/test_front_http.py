@@ -342,6 +342,30 @@ def test_a_request_under_way_is_answered(start, tmp_path):
     assert server.process.wait(30) == 0
 
 
+@pytest.mark.parametrize("batching", [{}, {"batching": {"max_batch": 2}}], ids=["alone", "batched"])
+def test_a_request_that_outlasts_the_end(start, tmp_path, batching):
+    (tmp_path / "slow").write_text("60")
+    models = [{"name": "m", "path": str(tmp_path / "slow"), "warm_up": 0, **batching}]
+    server = start(models=models, listen={"drain": 0.0, "stop": 1.0})
+    found = []
+
+    def ask():
+        try:
+            server.ask("POST", PATH, PREDICT)
+        except (OSError, http.client.HTTPException) as error:
+            found.append(type(error))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    time.sleep(1)
+    server.process.send_signal(signal.SIGTERM)
+    assert server.process.wait(30) == 0
+    thread.join(30)
+    assert found == [http.client.RemoteDisconnected]
+    assert [one["model"] for one in left(server)] == ["m"]
+    assert not server.lines("fault")
+
+
 def test_bodies_that_arrive_share_a_budget(start):
     server = start(limits={"bytes": 1_000_000, "bytes_held": 1_500_000})
     head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n".encode()
