@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import hashlib
 import json
 import socket
 import time
@@ -16,6 +17,7 @@ from strongroom.serving.connections import _Cycle
 from strongroom.serving.exchange import HttpRequest
 from strongroom.serving.http import Begun
 
+TOKEN = hashlib.sha256(b"right").hexdigest()
 FLAT = {"name": "x", "datatype": "FP32", "shape": [1, 16]}
 
 
@@ -44,6 +46,11 @@ def server(tmp_path_factory):
             {"name": "m", "path": str(place / "m")},
             {"name": "slow", "path": str(place / "slow")},
             {"name": "slower", "path": str(place / "slower")},
+            {
+                "name": "ruled",
+                "path": str(place / "m"),
+                "clients": [{"token_sha256": TOKEN}],
+            },
             {"name": "together", "path": str(place / "m"), "batching": {"max_batch": 8}},
         ],
         limits={"bytes": 10_000},
@@ -143,6 +150,62 @@ def test_a_request_in_two_pieces(client, at):
         other.socket.close()
         client.send(one[at:])
         assert client.value() == 14
+
+
+def test_a_head_that_came_before(client):
+    """It is not read again; whatever differs from it in a byte is."""
+    path = "/v2/models/m/infer"
+    for _ in range(2):
+        for number in (1, 2, 3):  # as long as one another
+            client.send(infer(number))
+            assert client.value() == 2 * number
+        client.send(infer(4), infer(5))
+        assert [client.value(), client.value()] == [8, 10]
+        client.send(infer(6).replace(b"Host: x", b"Host: y"))
+        assert client.value() == 12
+        client.send(infer(7).replace(path.encode(), b"/v2/models/n/infer"))
+        assert client.answer()[0] == 404
+        client.send(infer(8, "slow"), infer(9, "slow"))
+        assert [client.value(), client.value()] == [16, 18]
+    client.send(infer(1))
+    assert client.value() == 2
+    client.send(infer(2).replace(b"Content-Length", b"Content_Length"))
+    assert client.answer()[0] == 400  # a head without a length, and a body that is no request
+    assert client.answer()[0] == 400
+    assert client.ended()
+
+
+def test_a_token_is_looked_at_each_time(client):
+    body = infer(3).partition(b"\r\n\r\n")[2]
+    for token, status in (("right", 200), ("wrong", 403), ("right", 200)):
+        for _ in range(3):
+            client.send(post("/v2/models/ruled/infer", body, f"Authorization: Bearer {token}"))
+            assert client.answer()[0] == status
+
+
+def test_the_end_of_a_head_is_no_head(client):
+    """Its beginning came with the request before it."""
+    client.send(infer(1), b"POS")
+    assert client.value() == 2
+    client.send(infer(2)[3:])
+    assert client.value() == 4
+    client.send(infer(3)[3:])
+    assert client.answer()[0] == 400
+    assert client.ended()
+
+
+def test_ends_of_lines_around_a_body_that_is_made_of_them(client):
+    """Where a head ends is what the parser says."""
+    path, body = "/v2/models/m/infer", infer(1).partition(b"\r\n\r\n")[2]
+    empty = b"\r\n\r\n"
+    for before, after in ((b"", b"\r\n"), (b"\r\n", b""), (b"\r\n\r\n", b"\r\n\r\n")):
+        for _ in range(3):
+            client.send(before, post(path, empty), after)
+            assert client.answer()[0] == 400
+            client.send(before, post(path, b"\r\n" + body + b"\r\n"), after)
+            assert client.value() == 2
+    client.send(infer(9))
+    assert client.value() == 18
 
 
 def test_ways_to_send_that_are_not_the_usual_one(client):

@@ -33,6 +33,9 @@ _PLAIN: Final = re.compile(rb"/[A-Za-z0-9_.:/-]{1,200}")
 _IN_A_ROW: Final = 16
 """Requests of one connection that others wait for; a client may send hundreds in one piece."""
 
+_KEPT: Final = 4 << 10
+"""Bytes of a head that a connection remembers."""
+
 _METHODS: Final = {b"GET": "GET", b"POST": "POST"}
 
 _NOBODY: Final = asyncio.Event()
@@ -135,6 +138,9 @@ class _Protocol(HttpProtocol):
         self._pieces: list[bytes] | None = None
         self._answered: float | None = None
         self._row = 0
+        # Messages that began in what came last, and the size of the body that was answered at once.
+        self._messages = self._size = 0
+        self._known: tuple[bytes, int] | None = None
         self._date: tuple[Any, bytes] = (None, b"")
 
     def connected(self, transport: asyncio.Transport) -> Connection:
@@ -157,10 +163,8 @@ class _Protocol(HttpProtocol):
         # A timer that is stopped and started again with each request costs 2 µs: it looks at the time.
         timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
         self._answered, self._row = None, 0
-        super().data_received(data)
-        pieces, self._pieces = self._pieces, None
-        if pieces is not None:
-            self._hand_over(pieces)
+        if not self._answer_again(data):
+            self._read(data)
         if self._waits_for_next():
             if timer is None:
                 self._wait_idle(self.timeout_keep_alive)
@@ -171,6 +175,28 @@ class _Protocol(HttpProtocol):
                 self.timeout_keep_alive_task = timer
             else:
                 timer.cancel()
+
+    def _read(self, data: bytes) -> None:
+        self._known, self._messages, self._size = None, 0, -1
+        super().data_received(data)
+        pieces, self._pieces = self._pieces, None
+        if pieces is not None:
+            self._hand_over(pieces)
+        elif self._size >= 0 and self._messages == 1:
+            end = data.find(b"\r\n\r\n") + 4
+            if end <= _KEPT and end + self._size == len(data):
+                self._known = data[:end], len(data)
+
+    def _answer_again(self, data: bytes) -> bool:
+        """Answer a request with the head of the one before it, byte for byte.
+
+        Clients send the same one all day, and to read it takes 9 µs. The parser is where it was when that
+        head came, at the start of a message, and would find what it has found then.
+        """
+        if self._known is None or not self._is_idle() or self.flow.write_paused:
+            return False
+        head, size = self._known
+        return len(data) == size and data.startswith(head) and self._answer(data[len(head) :])
 
     def _waits_for_next(self) -> bool:
         return self._answered is not None and not self._head_size and self._is_idle()
@@ -202,6 +228,7 @@ class _Protocol(HttpProtocol):
         # The scope is made by who needs it.
         self.url, self.headers, self.expect_100_continue = b"", [], False
         self._connection.complete = False
+        self._messages += 1
 
     def begin(self) -> None:
         self._row += 1
@@ -235,14 +262,9 @@ class _Protocol(HttpProtocol):
     def on_message_complete(self) -> None:
         pieces, self._pieces = self._pieces, None
         if pieces is not None:
-            begun = self._begin(pieces)
-            if begun is not None:
-                try:
-                    waits_for = begun.work.send(None)
-                except StopIteration as end:
-                    self._write(end.value)
-                else:
-                    self._wait(begun, waits_for)
+            body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+            if self._answer(body):
+                self._size = len(body)
                 self.expect_next()
                 return
             self._hand_over(pieces)
@@ -259,13 +281,21 @@ class _Protocol(HttpProtocol):
         for piece in pieces:
             super().on_body(piece)
 
-    def _begin(self, pieces: list[bytes]) -> Begun | None:
-        """Answer a request that is there whole, as far as that is done by the front."""
-        method = _METHODS.get(self.parser.get_method())
-        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+    def _answer(self, body: bytes) -> bool:
+        """Answer a request that is there whole, if the front does, with the head that was read last."""
+        method = _METHODS.get(self.method)
         if method is None or len(body) > self.max_bytes:
-            return None
-        return self.front.begin(self._connection, method, self.url.decode(), dict(self.headers), body)
+            return False
+        begun = self.front.begin(self._connection, method, self.url.decode(), self.fields.copy(), body)
+        if begun is None:
+            return False
+        try:
+            waits_for = begun.work.send(None)
+        except StopIteration as end:
+            self._write(end.value)
+        else:
+            self._wait(begun, waits_for)
+        return True
 
     def _wait(self, begun: Begun, waits_for: asyncio.Future[Any]) -> None:
         cycle = _Cycle(begun, waits_for, self._finish)

@@ -99,6 +99,7 @@ class HttpProtocol(HttpToolsProtocol):
         versions: of HTTP/1 that are spoken.
         head_seconds: from a connection, or the first byte of a further request, to the end of its head.
         answer_seconds: that a client may leave an answer unread.
+        method, fields: of the request whose head was read last; names in lower case, of each the last.
     """
 
     addresses: ConnectionCount
@@ -124,6 +125,8 @@ class HttpProtocol(HttpToolsProtocol):
         _loop: asyncio.AbstractEventLoop | None = None,
     ) -> None:
         super().__init__(config, server_state, app_state, _loop)
+        self.method = b""
+        self.fields: dict[bytes, bytes] = {}
         self._connection: Any = None
         self._counted: str | None = None
         self._head_size = 0
@@ -220,6 +223,7 @@ class HttpProtocol(HttpToolsProtocol):
         self._in_head = False
         self._framing = 0
         self._stop_timer()
+        self.method, self.fields = self.parser.get_method(), dict(self.headers)
         if self._is_large() or self._ambiguous() or not self._is_spoken():
             raise ValueError  # the parser turns it into the answer below
         if self.parser.should_upgrade():
@@ -278,8 +282,7 @@ class HttpProtocol(HttpToolsProtocol):
     def _is_spoken(self) -> bool:
         version: str = self.parser.get_http_version()
         if version == "1.1":
-            method: bytes = self.parser.get_method()
-            return method != b"CONNECT"
+            return self.method != b"CONNECT"
         # HTTP/1.0 has no chunks: where there are some, a proxy may have read another request.
         return version in self.versions and all(
             name != b"transfer-encoding" for name, _ in self.headers
@@ -287,7 +290,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def _ambiguous(self) -> bool:
         """Two readings of one request: what proxies are fooled with."""
-        if len(dict(self.headers)) == len(self.headers):
+        if len(self.fields) == len(self.headers):
             return False
         names = [name for name, _ in self.headers]
         return names.count(b"host") > 1 or names.count(b"authorization") > 1
