@@ -9,6 +9,7 @@ import flatbuffers
 import keras
 import numpy as np
 import pytest
+from backends import memory
 from saved_models import tf, v1
 from tensorflow.lite.python import schema_py_generated as schema
 
@@ -183,7 +184,7 @@ def test_an_old_version_leaves_no_weights(loaded, tmp_path):
     keras.Sequential([keras.Input((1024,)), keras.layers.Dense(4096)]).save(tmp_path / "m.keras")
     model = loaded(tmp_path / "m.keras")
     gc.collect()
-    held = resident()
+    held = memory()
     gc.disable()
     try:
         for _ in range(8):
@@ -191,14 +192,9 @@ def test_an_old_version_leaves_no_weights(loaded, tmp_path):
             model.close()
             model.close = lambda: None
             model = new
-        assert resident() - held < 64 << 20, "of eight times 16 MiB"
+        assert memory() - held < 64 << 20, "of eight times 16 MiB"
     finally:
         gc.enable()
-
-
-def resident():
-    with open("/proc/self/statm") as file:
-        return int(file.read().split()[1]) * 4096
 
 
 class Module(tf.Module):

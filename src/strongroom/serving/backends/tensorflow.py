@@ -38,8 +38,10 @@ _LOCK: Final = threading.Lock()
 
 def framework() -> Any:
     """TensorFlow, with a log that says nothing of what is computed with."""
-    # It says of every request that fails why, with values of the request.
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # It says of every request that fails why, with values of the request. One is nobody's choice: JAX sets
+    # it where nothing is set.
+    if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     import tensorflow
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
