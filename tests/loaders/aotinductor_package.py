@@ -72,7 +72,12 @@ def main():
     action, place = sys.argv[1:]
     if action == "make":
         program = torch.export.export(network(), (torch.zeros(2, COLUMNS),))
-        torch._inductor.aoti_compile_and_package(program, package_path=str(Path(place, "m.pt2")))
+        torch._inductor.aoti_compile_and_package(
+            program,
+            package_path=str(Path(place, "m.pt2")),
+            # For one package it takes longer than it saves.
+            inductor_configs={"aot_inductor.precompile_headers": False},
+        )
     else:
         from strongroom.loaders import torch as loader
 

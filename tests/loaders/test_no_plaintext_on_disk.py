@@ -87,6 +87,8 @@ def traced_load(models, key, tmp_path):
         "PYTHONDONTWRITEBYTECODE": "1",
         "HOME": str(tmp_path),
         "TMPDIR": str(tmp_path),
+        # Else torch asks Python for a place of temporary files, which is tried by writing "blat".
+        "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor"),
     }
     # The kernel stops it at these calls alone: else strace takes as long as the load.
     command = ["strace", "-f", "--seccomp-bpf", "-y", "-qq", "-s", "4096", "-e", "signal=none"]
