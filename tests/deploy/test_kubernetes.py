@@ -20,7 +20,6 @@ BY_HAND = {
     "Secret": {
         "strongroom-keyserver",
         "strongroom-serve-tls",
-        "strongroom-serve-probe",
         "strongroom-auditor",
     },
 }
@@ -195,6 +194,19 @@ def test_every_namespace_denies_what_is_not_needed(overlay):
     assert ("egress" in serve["spec"]) is ("confidential" in overlay)
 
 
+def test_the_port_for_management_is_for_prometheus_alone(overlay):
+    """Kubelets of the node are let in whatever policies say."""
+    (policy,) = [one for one in of(overlay, "NetworkPolicy") if one["metadata"]["name"] == "serve"]
+    who = [
+        space["namespaceSelector"]["matchLabels"]
+        for rule in policy["spec"]["ingress"]
+        for space in rule["from"]
+        if any(port["port"] == "management" for port in rule["ports"])
+    ]
+    watched = bool(of(overlay, "ServiceMonitor"))
+    assert who == [{"kubernetes.io/metadata.name": "monitoring"}] * watched
+
+
 def test_whoever_asks_for_keys_may(overlay):
     (policy,) = [one for one in of(overlay, "NetworkPolicy") if one["metadata"]["name"] == "keyserver"]
     chosen = policy["spec"]["ingress"][0]["from"][0]["namespaceSelector"]["matchLabels"]
@@ -265,14 +277,21 @@ def test_probes_and_monitors_ask_at_ports_that_are_there(overlay):
     for _, pod in workloads(overlay):
         for one in pod["containers"]:
             names = {port["name"] for port in one.get("ports", [])}
-            secured = "--tls-key=/etc/strongroom-tls/tls.key" in one["args"] or "https" in names
             for kind in ("startupProbe", "livenessProbe", "readinessProbe"):
                 probe = one[kind].get("httpGet")
-                assert bool(probe) is ("exec" not in one[kind])
+                # Whoever asks the cache is a program; servers are asked over HTTP, whatever clients show.
+                assert bool(probe) is (one["name"] != "keycache")
                 if probe:
                     assert probe["port"] in names
                     assert probe["path"] == ("/readyz" if kind == "readinessProbe" else "/healthz")
-                    assert (probe.get("scheme") == "HTTPS") is secured
+                    assert (probe.get("scheme") == "HTTPS") is (probe["port"] == "https")
+            if "management" in names:
+                ports = {port["name"]: port["containerPort"] for port in one["ports"]}
+                assert f"--management-port={ports['management']}" in one["args"]
+                assert all(
+                    one[kind]["httpGet"]["port"] == "management"
+                    for kind in ("startupProbe", "livenessProbe", "readinessProbe")
+                )
     for monitor in of(overlay, "ServiceMonitor"):
         (service,) = [
             one

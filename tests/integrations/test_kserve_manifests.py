@@ -123,9 +123,11 @@ def test_the_command_of_the_model_server():
     assert found["models"] == ["resnet50=/mnt/models"]
     assert found["key"] == "unix:///run/strongroom/keys.sock"
     assert found["rest_port"] == container["ports"][0]["containerPort"] == 8080
+    annotations = load("ServingRuntime", "strongroom")["spec"]["annotations"]
+    assert annotations["prometheus.kserve.io/port"] == str(found["management_port"]) == "8082"
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         asked = container[probe]["httpGet"]
-        assert (asked["path"] in ("/healthz", "/readyz"), asked["port"]) == (True, 8080)
+        assert (asked["path"] in ("/healthz", "/readyz"), asked["port"]) == (True, 8082)
 
 
 def test_the_command_of_the_sdk():
