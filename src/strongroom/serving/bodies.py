@@ -5,14 +5,21 @@ from __future__ import annotations
 import asyncio
 import zlib
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from typing import Any, Final
 
+from strongroom.serving.exchange import HttpRequest
 from strongroom.serving.settings import RequestLimits
 from strongroom.serving.status import Code, RequestError
 
 __all__ = ["Bodies", "Receive", "Refusal"]
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+
+
+_SHORT: Final = 4096
+"""Bytes of JSON that are too few to be counted."""
+
+_HEADER_LENGTH: Final = b"inference-header-content-length"
 
 
 class Refusal(Exception):
@@ -40,18 +47,41 @@ class Bodies:
         self._held = 0
         self._most_held = max(limits.bytes, limits.bytes_held)
 
-    def hold(self, body: bytes | bytearray) -> None:
-        """Count a body until :meth:`release`, which follows whatever this says.
+    def hold(self, request: HttpRequest) -> None:
+        """Count a body, and the tensors that it becomes, until :meth:`release`, which follows whatever
+        this says.
 
         Raises:
+            Refusal: its JSON would take too much memory while it is read.
             RequestError: RESOURCE_EXHAUSTED: others fill the memory.
         """
-        self._held += len(body)
+        request.held = len(request.body)
+        if request.held > _SHORT:
+            request.held += self._grown(request)
+        self._held += request.held
         self._check_room()
 
-    def release(self, body: bytes | bytearray) -> None:
-        """Its request has been answered."""
-        self._held -= len(body)
+    def release(self, request: HttpRequest) -> None:
+        """It has been answered."""
+        self._held -= request.held
+
+    def _grown(self, request: HttpRequest) -> int:
+        """Bytes of the tensors that are in the JSON of a body.
+
+        Python's values are larger than their text, an empty list 24 times, and are there while a body is
+        read; a number then takes 8 bytes of a tensor, and a text an object of 64.
+        """
+        body = request.body
+        end = _json_size(request)
+        values, texts = body.count(b",", 0, end), body.count(b'"', 0, end)
+        lists = body.count(b"[", 0, end) + body.count(b"{", 0, end)
+        if 88 * lists + 32 * values + 48 * texts > self._limits.json_bytes:
+            raise Refusal(
+                413,
+                f"Read as JSON, the body would take more than {self._limits.json_bytes} bytes. Send "
+                "tensors as binary data (Inference-Header-Content-Length), or over gRPC.",
+            )
+        return 8 * values + 32 * texts
 
     def _check_room(self) -> None:
         if self._held > self._most_held:
@@ -118,6 +148,16 @@ class Bodies:
         found = _unpacked(body, coding, self._limits.bytes)
         del headers[b"content-encoding"]
         return found
+
+
+def _json_size(request: HttpRequest) -> int:
+    """How much of a body is JSON: all of it, or what stands before binary tensors."""
+    size = len(request.body)
+    length = request.headers.get(_HEADER_LENGTH)
+    # Other endpoints read all of it, whatever is in the header.
+    if length is None or not (request.path.startswith("/v2/") and request.path.endswith("/infer")):
+        return size
+    return min(size, int(length)) if length.isdigit() and len(length) <= 18 else 0
 
 
 def _too_large(limit: int) -> Refusal:

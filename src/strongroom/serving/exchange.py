@@ -21,6 +21,7 @@ class HttpRequest:
         query: of the URL, as it came.
         headers: names in lower case.
         cancelled: set when the client has gone.
+        held: bytes for which :class:`.bodies.Bodies` counts it.
     """
 
     method: str
@@ -30,6 +31,7 @@ class HttpRequest:
     query: bytes = b""
     client: Client = field(default_factory=Client)
     cancelled: bool = False
+    held: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -163,7 +163,7 @@ class Front:
                     if b"content-encoding" in headers:
                         body = self._bodies.unpack(headers, body)
                     request.body = body
-                    self._bodies.hold(body)
+                    self._bodies.hold(request)
                     # What the client takes to send it is not what the server takes to answer.
                     began = time.perf_counter()
                     if trace is not None:
@@ -181,7 +181,7 @@ class Front:
             pass  # the client has gone, or the server stops without waiting any longer
         finally:
             connection.request = connection.task = None
-            self._bodies.release(request.body)
+            self._bodies.release(request)
             self._note(name, request, response, status, time.perf_counter() - began, trace)
 
     def begin(
@@ -220,7 +220,7 @@ class Front:
                 if b"content-encoding" in headers:
                     body = self._bodies.unpack(headers, body)
                 request.body = body
-                self._bodies.hold(body)
+                self._bodies.hold(request)
                 self._authorise(request)
                 response = await api.handle(request)
             except Exception as error:
@@ -228,7 +228,7 @@ class Front:
             status = response.status
             return response
         finally:
-            self._bodies.release(request.body)
+            self._bodies.release(request)
             self._note(name, request, response, status, time.perf_counter() - began, None)
 
     def _failure(self, api: HttpApi, error: Exception) -> HttpResponse:

@@ -43,6 +43,8 @@ def run(settings: Settings, load: Load) -> None:
         only_tls_1_3()
     # Its own log is no JSON, and says nothing that this one does not.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
+    # TensorFlow's says, without JSON, which instructions it uses; warnings and errors are left.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
     _check_rules(settings, certificates)
     listen = settings.listen
     sockets = _bind(listen.host, listen.rest_port, "--host")

@@ -101,6 +101,7 @@ class RequestLimits:
     Attributes:
         bytes: of a body or message, as sent and as unpacked.
         bytes_held: of all bodies whose requests are not answered yet; as much again of large messages over gRPC.
+        json_bytes: that the values of a body of JSON may take while they are read.
         head_seconds: in which the head of a request arrives.
         body_seconds: in which its body arrives.
         answer_seconds: that a client may leave an answer unread.
@@ -110,6 +111,7 @@ class RequestLimits:
 
     bytes: int = 64 << 20
     bytes_held: int = 1 << 30
+    json_bytes: int = 1 << 30
     head_seconds: float = 15.0
     body_seconds: float = 120.0
     answer_seconds: float = 60.0
