@@ -120,6 +120,16 @@ class Server:
         finally:
             connection.close()
 
+    def numbers(self) -> str:
+        """What ``/metrics`` says at the port for management."""
+        port = self.line("listening")["management_port"]
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        try:
+            connection.request("GET", "/metrics")
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
     def stop(self, number=signal.SIGTERM) -> int:
         """End it, in order; its exit code."""
         if self.process.poll() is None:

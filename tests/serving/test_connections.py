@@ -54,7 +54,7 @@ def server(tmp_path_factory):
             {"name": "together", "path": str(place / "m"), "batching": {"max_batch": 8}},
         ],
         limits={"bytes": 10_000},
-        listen={"keep_alive": 2},
+        listen={"keep_alive": 2, "management_port": 0},
     )
     made.until(lambda: made.ask("GET", "/readyz")[0] == 200)
     yield made
@@ -303,7 +303,7 @@ def test_a_client_that_goes_while_its_request_waits(server, client):
 
 def test_each_is_logged_and_counted_once(server, client):
     def counted():
-        text = server.ask("GET", "/metrics")[2].decode()
+        text = server.numbers()
         lines = [
             one for one in text.splitlines() if one.startswith("strongroom_serving_requests_total")
         ]

@@ -342,7 +342,8 @@ def test_over_both_protocols(start, tmp_path):
         models=[
             {"name": "open", "path": path, "cache": cache},
             {"name": "ours", "path": path, "cache": cache, "clients": [{"token_sha256": digest}]},
-        ]
+        ],
+        listen={"management_port": 0},
     )
     server.until(lambda: server.text().count('"AVAILABLE"') == 2)
     token = {"authorization": "Bearer sesame"}
@@ -351,7 +352,7 @@ def test_over_both_protocols(start, tmp_path):
         return server.ask("POST", f"/v1/models/{model}:predict", PREDICT, headers or {})
 
     def count(name, model="open", version=1):
-        found = numbers(server.ask("GET", "/metrics")[2].decode())
+        found = numbers(server.numbers())
         return found.get(f"{name}{{model={model},version={version}}}")
 
     # Who may not ask gets no answer that another got.
