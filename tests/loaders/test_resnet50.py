@@ -127,18 +127,21 @@ def test_exported_program(program, pixels, sealed, key):
     assert torch.equal(mine.module()(pixels), program.module()(pixels))
 
 
-@pytest.mark.parametrize("external", [False, True], ids=["one file", "external data"])
-def test_onnx(program, pixels, answer, tmp_path, seal, key, external):
+@pytest.fixture(scope="module")
+def exported(program):
     pytest.importorskip("onnxscript", reason="torch.onnx exports with onnxscript")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the exporter, about its own
+        return torch.onnx.export(program, (), dynamo=True, verbose=False)
+
+
+@pytest.mark.parametrize("external", [False, True], ids=["one file", "external data"])
+def test_onnx(exported, pixels, answer, tmp_path, seal, key, external):
     import onnxruntime
 
     folder = tmp_path / "onnx"
     folder.mkdir()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the exporter, about its own
-        torch.onnx.export(
-            program, (), folder / "m.onnx", dynamo=True, external_data=external, verbose=False
-        )
+    exported.save(folder / "m.onnx", external_data=external)
     assert (len(list(folder.iterdir())) > 1) == external
     cpu = {"providers": ["CPUExecutionProvider"]}
     theirs = onnxruntime.InferenceSession(folder / "m.onnx", **cpu)
