@@ -119,9 +119,9 @@ def test_rows_with_numbers_that_are_none(ask):
 
 
 def test_a_string_that_looks_like_a_number(ask):
-    body = b'{"signature_name": "echo_bytes", "inputs": ["Inf \\" Inf", "NaN", "\xc3\xa9"], "x": NaN}'
+    body = b'{"signature_name": "echo_bytes", "inputs": ["Inf \\" Inf", "NaN", "null", "\xc3\xa9"], "x": NaN}'
     assert ask("/m:predict", body)[0] == 200
-    assert json.loads(ask.raw) == {"outputs": ['Inf " Inf', "NaN", "é"]}
+    assert json.loads(ask.raw) == {"outputs": ['Inf " Inf', "NaN", "null", "é"]}
 
 
 def test_a_byte_order_mark(ask):

@@ -16,15 +16,15 @@ from strongroom.serving.status import Code, RequestError
 from strongroom.serving.tensors import DTYPES, TensorSpec
 
 __all__ = [
+    "answer",
     "dumps",
     "invalid",
     "is_b64",
     "parse",
     "to_array",
     "to_bytes",
-    "to_columns",
     "to_json",
-    "to_rows",
+    "to_predictions",
 ]
 
 _BYTES_SUFFIX: Final = "_bytes"
@@ -44,6 +44,9 @@ _WORDS: Final = {
     str: "a string",
     dict: "an object",
 }
+
+_array = np.errstate(over="raise")(np.array)
+"""As a decorator it takes half the time."""
 
 Array = np.ndarray[Any, Any]
 
@@ -109,10 +112,9 @@ def to_array(spec: TensorSpec, value: Any) -> Array:
     else:
         _check(name, dtype, types, _NUMBERS)
     try:
-        with np.errstate(over="raise"):
-            array = np.array(flat, kind)
-            if dtype == "bfloat16" and np.isinf(array).any():
-                _check_range(np.array(flat, np.float64))
+        array = _array(flat, kind)
+        if dtype == "bfloat16" and np.isinf(array).any():
+            _check_range(np.array(flat, np.float64))
     except (OverflowError, FloatingPointError):
         raise invalid(f"Input {name} has values outside the range of {dtype}.") from None
     return array.reshape(shape)
@@ -168,7 +170,35 @@ def to_bytes(where: str, value: str | dict[str, Any]) -> bytes:
     raise invalid(f'{where} has an object that is not {{"b64": …}} with base64.')
 
 
-def to_rows(outputs: Mapping[str, Array]) -> Any:
+def answer(outputs: Mapping[str, Array], in_rows: bool) -> bytes:
+    """The text of an answer to ``:predict``.
+
+    Raises:
+        RequestError: as :func:`to_rows`.
+    """
+    text = dumps(to_predictions(outputs, in_rows, finite=True))
+    # orjson writes null for NaN and infinities: looking for it costs less than looking at the numbers.
+    return text if b"null" not in text else dumps(to_predictions(outputs, in_rows))
+
+
+def to_predictions(
+    outputs: Mapping[str, Array], in_rows: bool, *, finite: bool = False
+) -> dict[str, Any]:
+    """What ``:predict`` answers, for :func:`dumps`.
+
+    Args:
+        in_rows: as the request was.
+        finite: see :func:`to_json`.
+
+    Raises:
+        RequestError: as :func:`to_rows`.
+    """
+    if in_rows:
+        return {"predictions": to_rows(outputs, finite=finite)}
+    return {"outputs": to_columns(outputs, finite=finite)}
+
+
+def to_rows(outputs: Mapping[str, Array], *, finite: bool = False) -> Any:
     """Example by example: the value of the only output, or an object of all.
 
     Raises:
@@ -181,26 +211,29 @@ def to_rows(outputs: Mapping[str, Array]) -> Any:
         )
     if len(outputs) == 1:
         ((name, array),) = outputs.items()
-        return to_json(name, array)
-    columns = [_rows(name, array) for name, array in outputs.items()]
+        return to_json(name, array, finite=finite)
+    columns = [_rows(name, array, finite) for name, array in outputs.items()]
     return [dict(zip(outputs, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _rows(name: str, array: Array) -> Any:
-    found = to_json(name, array)
+def _rows(name: str, array: Array, finite: bool) -> Any:
+    found = to_json(name, array, finite=finite)
     if isinstance(found, orjson.Fragment):
         return [to_json(name, one) for one in array]
     return found
 
 
-def to_columns(outputs: Mapping[str, Array]) -> Any:
+def to_columns(outputs: Mapping[str, Array], *, finite: bool = False) -> Any:
     """The only output, or an object of all."""
-    found = {name: to_json(name, array) for name, array in outputs.items()}
+    found = {name: to_json(name, array, finite=finite) for name, array in outputs.items()}
     return next(iter(found.values())) if len(found) == 1 else found
 
 
-def to_json(name: str, array: Any) -> Any:
+def to_json(name: str, array: Any, *, finite: bool = False) -> Any:
     """An output, or one element of it, for :func:`dumps`.
+
+    Args:
+        finite: nobody looks whether all numbers are; those that are not become null.
 
     Raises:
         RequestError: INVALID_ARGUMENT: JSON has no values for its dtype.
@@ -217,7 +250,7 @@ def to_json(name: str, array: Any) -> Any:
     if letter not in "biu":
         if array.itemsize == 2:
             array = array.astype(np.float32)
-        if not np.isfinite(array).all():
+        if not finite and not np.isfinite(array).all():
             return _with_constants(array)
     return np.ascontiguousarray(array) if array.ndim else array[()]
 

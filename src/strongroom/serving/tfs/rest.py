@@ -23,15 +23,15 @@ from strongroom.serving.tensors import Signature
 from strongroom.serving.tfs.examples import examples_of
 from strongroom.serving.tfs.inference import classifications, prepare, regressions, signature_of
 from strongroom.serving.tfs.json_tensors import (
+    answer,
     dumps,
     invalid,
     is_b64,
     parse,
     to_array,
     to_bytes,
-    to_columns,
     to_json,
-    to_rows,
+    to_predictions,
 )
 from strongroom.serving.tfs.metadata import signature_map, status_response
 
@@ -84,15 +84,15 @@ class TfsRest:
 
     async def _predict(self, where: Where, request: HttpRequest) -> HttpResponse:
         call, in_rows = await self._decoding.run(len(request.body), self._prepared, where, request)
-        found, answer = await _predicted(self._engine, call, in_rows)
-        return HttpResponse(200, dumps(found), model=(answer.model, answer.version))
+        said = await self._engine.infer_async(call)
+        return HttpResponse(200, answer(said.outputs, in_rows), model=(said.model, said.version))
 
     def _prepared(self, where: Where, request: HttpRequest) -> tuple[Call, bool]:
         return _prepared(self._engine, where, parse(request.body), request.client)
 
     async def _examples(self, where: Where, method: str, request: HttpRequest) -> HttpResponse:
         call, examples = await self._decoding.run(len(request.body), _examples, where, request)
-        answer = await self._engine.infer_async(prepare(self._engine, call, method, examples))
+        said = await self._engine.infer_async(prepare(self._engine, call, method, examples))
         found: Any
         if method == "classify":
             found = [
@@ -100,11 +100,11 @@ class TfsRest:
                     (label, score if isfinite(score) else to_json("scores", score))
                     for label, score in row
                 ]
-                for row in classifications(answer, len(examples))
+                for row in classifications(said, len(examples))
             ]
         else:
-            found = to_json("outputs", regressions(answer, len(examples)))
-        return HttpResponse(200, dumps({"results": found}), model=(answer.model, answer.version))
+            found = to_json("outputs", regressions(said, len(examples)))
+        return HttpResponse(200, dumps({"results": found}), model=(said.model, said.version))
 
     def _status(self, where: Where) -> HttpResponse:
         return HttpResponse(200, orjson.dumps(_message(status_response(self._engine, *where))))
@@ -130,7 +130,9 @@ async def predict(
     Raises:
         RequestError: with the code for the client.
     """
-    return await _predicted(engine, *_prepared(engine, where, body, client))
+    call, in_rows = _prepared(engine, where, body, client)
+    said = await engine.infer_async(call)
+    return to_predictions(said.outputs, in_rows), said
 
 
 def _prepared(
@@ -147,13 +149,6 @@ def _prepared(
     else:
         call.inputs = _from_columns(body["inputs"], signature)
     return call, in_rows
-
-
-async def _predicted(engine: Engine, call: Call, in_rows: bool) -> tuple[dict[str, Any], Answer]:
-    answer = await engine.infer_async(call)
-    outputs = answer.outputs
-    found = {"predictions": to_rows(outputs)} if in_rows else {"outputs": to_columns(outputs)}
-    return found, answer
 
 
 @lru_cache(1024)
