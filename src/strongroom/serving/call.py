@@ -71,7 +71,7 @@ class Call:
     at_once: bool = False
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # frozen, it takes three times as long to make
 class Answer:
     """What a model said.
 

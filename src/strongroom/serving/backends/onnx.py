@@ -43,6 +43,8 @@ class _Session:
         from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, RuntimeException
 
         self._session = session
+        # Beneath its own checks of the inputs, a quarter of the time of a small run: ours came before.
+        self._run = getattr(session, "_sess", session).run
         self._failures = (Fail, InvalidArgument, RuntimeException)
         # At other levels the first failure of a session is printed, with values of the request.
         self._options = onnxruntime.RunOptions()
@@ -73,7 +75,7 @@ class _Session:
         try:
             if self._special:
                 return self._run_special(inputs, outputs)
-            return dict(zip(outputs, self._session.run(outputs, inputs, self._options), strict=True))
+            return dict(zip(outputs, self._run(outputs, inputs, self._options), strict=True))
         except self._failures as error:
             # Its words quote the values.
             raise _refusal(str(error)) from None
@@ -110,7 +112,7 @@ class _Session:
         )
 
     def close(self) -> None:
-        del self._session
+        del self._session, self._run
 
 
 def load(model: SealedModel, options: BackendOptions) -> _Session:
