@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from servers import Server, new_pki
 
-EXAMPLES = os.environ.get("STRONGROOM_SCHEMATHESIS_EXAMPLES", "10")
+EXAMPLES = os.environ.get("STRONGROOM_SCHEMATHESIS_EXAMPLES", "5")
 """For each operation and phase; a longer run sets it higher."""
 
 # What these take says more than a schema can: sealed keys, policies, signatures, moments; and 1.0,
