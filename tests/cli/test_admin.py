@@ -515,6 +515,22 @@ def test_records_after_a_head_go_on_from_it(admin, cli, exported, here, sealed, 
     assert cli(*VERIFY, "more.jsonl").code == 5
 
 
+def test_an_archive_grows_by_what_is_new(admin, cli, exported, here, sealed, key):
+    # As the page says, with jq.
+    end = json.loads(cli(*VERIFY, exported, "--anchor", "audit.head", "--json").out)
+    (here / "audit.end").write_text(json.dumps({"sequence": end["records"], "hash": end["hash"]}))
+    admin("keys", "add", "exported", sealed, "-k", key)
+    more = ("-o", "audit-2.jsonl", "--head", "audit-2.head", "--after", end["records"])
+    assert cli("audit", "export", *more).code == 0
+    anchors = ("--anchor", "audit.end", "--anchor", "audit-2.head")
+    done = cli(*VERIFY, "audit-2.jsonl", *anchors)
+    assert (done.code, done.err) == (0, "")
+    lines = (here / "audit-2.jsonl").read_bytes().splitlines(keepends=True)
+    for cut in (lines[1:], lines[:-1]):
+        (here / "audit-2.jsonl").write_bytes(b"".join(cut))
+        assert cli(*VERIFY, "audit-2.jsonl", *anchors).code == 5
+
+
 def test_the_server_must_lead_through_a_head_that_was_kept(admin, cli, here):
     end = admin("audit", "verify")
     (here / "kept").write_text(json.dumps({"sequence": end["records"], "hash": end["hash"]}))
