@@ -296,6 +296,7 @@ def load(
     *,
     key: KeySource | None = None,
     framework: str | None = None,
+    allow_native_code: bool = False,
     **options: Any,
 ) -> Any:
     """Load a model into memory with the loader of its framework.
@@ -305,6 +306,8 @@ def load(
         key: as for :func:`open`.
         framework: one of :data:`strongroom.loaders.registry.FRAMEWORKS`; by default found from names
             and contents.
+        allow_native_code: a package of AOTInductor, which is machine code, may be what is found; without
+            it, and without ``framework``, none is run.
         options: for the framework's loader, by its own names.
 
     Returns:
@@ -312,8 +315,11 @@ def load(
 
     Raises:
         UnknownFramework: no loader fits, or several do.
+        UsageError: what is found is machine code, and nobody has said that it may run.
         StrongroomError: see :mod:`strongroom.errors`.
     """
     from strongroom.loaders import registry
 
-    return registry.load(source, key=key, framework=framework, **options)
+    return registry.load(
+        source, key=key, framework=framework, allow_native_code=allow_native_code, **options
+    )

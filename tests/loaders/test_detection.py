@@ -15,7 +15,7 @@ from test_torch_loader import Net
 from test_transformers_loader import bert
 
 import strongroom
-from strongroom.errors import MissingExtra, UnknownFramework
+from strongroom.errors import MissingExtra, NotFound, UnknownFramework, UsageError
 from strongroom.loaders import registry
 from strongroom.loaders.source import extra_for
 
@@ -160,6 +160,24 @@ def test_load_of_transformers(tmp_path, key):
     assert set(tensors) == set(model.state_dict())
     arrays = strongroom.load(tmp_path / "s", key=key, path="model.safetensors", framework="safetensors")
     assert set(arrays) == set(tensors)
+
+
+def test_machine_code_that_is_only_found_is_not_run(tmp_path, key):
+    with zipfile.ZipFile(tmp_path / "m.pt2", "w") as archive:
+        archive.writestr("m/data/aotinductor/other/x.cpp", b"")
+    strongroom.seal(tmp_path / "m.pt2", tmp_path / "s", key=key)
+    for options in ({}, {"allow_native_code": 1}, {"path": "m.pt2"}):
+        with pytest.raises(UsageError, match="machine code") as error:
+            strongroom.load(tmp_path / "s", key=key, **options)
+        assert "allow_native_code=True" in error.value.hint
+    # Where somebody has said so, the loader looks at it.
+    for options in ({"allow_native_code": True}, {"framework": "aotinductor"}):
+        with pytest.raises(NotFound, match="has no model"):
+            strongroom.load(tmp_path / "s", key=key, **options)
+    # For others the word means nothing.
+    (tmp_path / "m").write_bytes(CONTENTS["safetensors"]())
+    strongroom.seal(tmp_path / "m", tmp_path / "t", key=key)
+    assert strongroom.load(tmp_path / "t", key=key, allow_native_code=True)["w"].shape == (3,)
 
 
 def test_options_reach_the_loader(tmp_path, key):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final
 
-from strongroom.errors import UnknownFramework
+from strongroom.errors import UnknownFramework, UsageError
 from strongroom.loaders import detection
 from strongroom.loaders.source import ModelSource, opened
 from strongroom.model.reader import SealedModel
@@ -41,6 +41,9 @@ FRAMEWORKS: Final = {
 }
 """Name → module of :mod:`strongroom.loaders` and function in it."""
 
+_NATIVE: Final = frozenset({"aotinductor"})
+"""What is found by its contents, and runs as it is."""
+
 _CHOICES: Final = "the loaders are " + ", ".join(FRAMEWORKS) + "."
 
 
@@ -49,18 +52,29 @@ def load(
     *,
     key: KeySource | None = None,
     framework: str | None = None,
+    allow_native_code: bool = False,
     **options: Any,
 ) -> Any:
     """Load with the loader of ``framework``, or with the one that :func:`detect` finds.
 
+    Args:
+        allow_native_code: a package of AOTInductor may be what is found; its code runs.
+
     Raises:
         UnknownFramework: there is no such loader, none fits, or several do.
+        UsageError: what is found is machine code, and nobody has said that it may run.
         StrongroomError: see :mod:`strongroom.errors`.
     """
     if framework is not None and framework not in FRAMEWORKS:
         raise UnknownFramework(f"There is no loader {framework!r}.", hint=_CHOICES)
     with opened(source, key) as model:
-        module, function = FRAMEWORKS[framework or detect(model, options.get("path"))]
+        found = framework or detect(model, options.get("path"))
+        if found in _NATIVE and framework is None and allow_native_code is not True:
+            raise UsageError(
+                f"This is machine code ({found}), and would run with all that this process may do.",
+                hint=f'If you trust who sealed it: allow_native_code=True, or framework="{found}".',
+            )
+        module, function = FRAMEWORKS[found]
         loader = getattr(importlib.import_module(f"strongroom.loaders.{module}"), function)
         return loader(model, **options)
 
