@@ -56,6 +56,7 @@ def server(tmp_path_factory):
             {"name": "bad", "path": str(place / "bad")},
         ],
         limits={"bytes": 100_000, "grpc_threads": 2, "grpc_waiting": 2},
+        listen={"management_port": 0},
     )
     made.until(lambda: made.text().count('"AVAILABLE"') == 3 and '"END"' in made.text())
     yield made
@@ -228,7 +229,7 @@ def test_the_log_and_the_numbers(server, channel):
     )
     assert (lines[-1]["version"], lines[-1]["api"]) == (1, "v2")
     assert not {"not-for-the-log", "sesame"} & set(server.text().replace('"', " ").split())
-    text = server.ask("GET", "/metrics")[2].decode()
+    text = server.numbers()
     of = 'api="v2",code="OK",model="m",transport="grpc",version="1"'
     assert f"strongroom_serving_requests_total{{{of}}}" in text
 
