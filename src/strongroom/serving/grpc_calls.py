@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
+from functools import lru_cache
 from typing import Any, Final
 
 import grpc
@@ -19,6 +20,9 @@ from strongroom.serving.status import Code, RequestError, code_of
 __all__ = ["Context", "caller", "service"]
 
 _CALLER: Final = "strongroom_caller"
+_client_of: Final = lru_cache(1024)(client_of)
+"""A client has many calls on a connection."""
+
 _CODES = {one.value[0]: one for one in grpc.StatusCode}
 
 
@@ -156,7 +160,7 @@ def caller(context: Any, tls: bool = True) -> Client:
         certificate = None
         if tls:
             certificate = next(iter(context.auth_context().get("x509_pem_cert", ())), None)
-        found = client_of(context.peer(), certificate)
+        found = _client_of(context.peer(), certificate)
         for name, value in context.invocation_metadata():
             if name == "authorization" and isinstance(value, str):
                 found = with_token(found, value)

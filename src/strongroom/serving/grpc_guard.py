@@ -109,27 +109,28 @@ class _Guarded:
         def answer(request: Any, context: Any) -> Any:
             began = time.perf_counter()
             quick = hasattr(context, AT_ONCE)
+            models = self._models_of(request)
             if quick:
-                self._may_answer(request, began)
+                self._may_answer(models, began)
             code, version = _UNKNOWN, 0
             trace = None if self._tracing is None else self._traced(context)
             caller(context, self._tls)
             try:
                 if not quick:
-                    self._check(request, context)
+                    self._check(models, context)
                 response = inner(request, context)
                 code, version = 0, self._version_of(response)
             except Elsewhere:
-                self._waits[self._models_of(request)[0]] = began + _ELSEWHERE_SECONDS
+                self._waits[models[0]] = began + _ELSEWHERE_SECONDS
                 raise
             except Exception as error:
                 code = _code_of(error, context)
-                self._note(request, context, code, version, began, trace)
+                self._note(request, models, context, code, version, began, trace)
                 if context.code() is None:
                     # gRPC would tell the client the words of what nobody foresaw.
                     context.abort(grpc.StatusCode.INTERNAL, "The server failed.")
                 raise
-            self._note(request, context, code, version, began, trace)
+            self._note(request, models, context, code, version, began, trace)
             return response
 
         return answer
@@ -149,11 +150,11 @@ class _Guarded:
                     self._threads.arrived()
                     if self._tracing is not None:
                         trace = self._traced(context)
-                    self._check(last, context)
+                    self._check(self._models_of(last), context)
                     yield last
                     # Asked for the next one: this one is answered.
                     if trace is not None:
-                        trace.finish(self._model(last, 0), self._api, 0)
+                        trace.finish(self._model(self._models_of(last), 0), self._api, 0)
                         trace = None
 
             try:
@@ -168,16 +169,17 @@ class _Guarded:
                     context.abort(grpc.StatusCode.INTERNAL, "The server failed.")
                 raise
             finally:
-                self._note(last, context, code, 0, began, trace)
+                models = [] if last is None else self._models_of(last)
+                self._note(last, models, context, code, 0, began, trace)
 
         return answers
 
-    def _may_answer(self, request: Any, now: float) -> None:
+    def _may_answer(self, models: list[str], now: float) -> None:
         """Have a call answered elsewhere that would be, in all likelihood, in a moment.
 
         Where rules say how often a client may ask, each call is to be counted once.
         """
-        (model,) = self._models_of(request)
+        (model,) = models
         if self._waits and self._waits.get(model, 0.0) > now:
             raise Elsewhere
         if self._access.ruled(model):
@@ -189,25 +191,25 @@ class _Guarded:
         CURRENT.set(trace)
         return trace
 
-    def _check(self, request: Any, context: Any) -> None:
+    def _check(self, models: list[str], context: Any) -> None:
         try:
             if self._admin is not None:
                 self._admin(caller(context))
                 return
-            for model in self._models_of(request):
+            for model in models:
                 if self._access.ruled(model):
                     self._access.check(caller(context), model)
         except RequestError as error:
             context.abort(_CODES[int(error.code)], error.message)
 
-    def _model(self, request: Any, version: int) -> tuple[str, int] | None:
-        names = [] if request is None else self._models_of(request)
+    def _model(self, names: list[str], version: int) -> tuple[str, int] | None:
         # Who has a version has a model.
         return (names[0], version) if names and (version or self._access.known(names[0])) else None
 
     def _note(
         self,
         request: Any,
+        models: list[str],
         context: Any,
         code: int,
         version: int,
@@ -215,7 +217,7 @@ class _Guarded:
         trace: Trace | None,
     ) -> None:
         seconds = time.perf_counter() - began
-        model = self._model(request, version)
+        model = self._model(models, version)
         self._metrics.request(model, self._api, "grpc", code, seconds)
         name, number = model or (None, 0)
         client = caller(context, self._tls)

@@ -56,9 +56,6 @@ KNOWN: Final = all(
     for name in names
 )
 
-_GOES_ON: Final = (None, ())
-"""What gRPC's loop is told of an event after which the call is not over."""
-
 
 class UnaryCall:
     """A call, and what its method gets for a ``grpc.ServicerContext``: the part of it that methods here use.
@@ -147,9 +144,10 @@ class UnaryCall:
     def begin(self) -> None:
         """Wait for the message."""
         self._loop.threads.waits(self, self._call)
-        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._arrived)
+        self._call.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self)
 
-    def _arrived(self, event: Any) -> Any:
+    def arrived(self, event: Any) -> None:
+        """Answer, now that the message is there, or that there is none."""
         loop = self._loop
         loop.threads.arrived(self)
         data = event.batch_operations[0].message()
@@ -161,7 +159,6 @@ class UnaryCall:
             self._request = data
             if not (hasattr(self._handler.unary_unary, AT_ONCE) and self._answered_at_once()):
                 self._answer_in_thread()
-        return _GOES_ON
 
     def _answered_at_once(self) -> bool:
         """Whether it could be answered without waiting."""
@@ -279,8 +276,11 @@ class _Loop:
             del event
 
     def _took(self, event: Any) -> bool:
-        """Whether an event was that of a new call, and of one for here."""
+        """Whether an event was that of a new call for here, or of its message."""
         state, tag = self._state, event.tag
+        if type(tag) is UnaryCall:
+            tag.arrived(event)
+            return True
         if type(tag) is not str or not event.success:
             return False
         registered = state.registered_method_handlers.get(tag)

@@ -59,10 +59,10 @@ class _Prediction:
 
     def predict(self, request: Any, context: Context) -> Any:
         call = _call(request, context)
-        wanted = list(request.output_filter)
-        if len(set(wanted)) < len(wanted):
-            raise _invalid("An output is asked for twice.")
-        call.outputs = wanted
+        if request.output_filter:
+            call.outputs = list(request.output_filter)
+            if len(set(call.outputs)) < len(call.outputs):
+                raise _invalid("An output is asked for twice.")
         call.inputs = {name: to_array(name, tensor) for name, tensor in request.inputs.items()}
         answer = self._engine.infer(call)
         response = self._predicted()

@@ -36,6 +36,7 @@ NUMBERS: Final = {
 """``DataType`` by the names of :data:`.tensors.DTYPES`."""
 
 _NAMES: Final = {number: name for name, number in NUMBERS.items()}
+_OF_DTYPES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 _FIELDS: Final = {
     "float16": "half_val",
@@ -109,14 +110,15 @@ def fill(proto: Any, array: Array) -> None:
         RequestError: UNIMPLEMENTED: the protocol has no dtype for it.
     """
     try:
-        dtype = dtype_name(array.dtype)
+        # numpy takes as long for a name as for all else here.
+        dtype = _OF_DTYPES.get(array.dtype) or dtype_name(array.dtype)
     except ValueError:
         raise RequestError(
             Code.UNIMPLEMENTED, f"The model answers in {array.dtype.name}, which has no dtype here."
         ) from None
     tag = _PACKED.get(dtype)
     if tag is not None:
-        data = array.astype(array.dtype.newbyteorder("<"), copy=False).tobytes()
+        data = array.astype(DTYPES[dtype], copy=False).tobytes()
         proto.MergeFromString(tag + _varint(len(data)) + data)
     else:
         flat = array.ravel()

@@ -201,15 +201,18 @@ class _Service:
         self, answer: Answer, request: Any, classes: Mapping[str, int]
     ) -> tuple[Any, list[bytes | memoryview]]:
         """The response without its raw contents, and these."""
-        response = self._infer_response(
-            model_name=answer.model, model_version=str(answer.version), id=request.id
-        )
+        # Field by field: with keywords protobuf takes half as long again.
+        response = self._infer_response()
+        response.model_name, response.model_version = answer.model, str(answer.version)
+        response.id = request.id
         outputs = response.outputs
         pieces: list[bytes | memoryview] = []
         for name, array in answer.outputs.items():
             if classes.get(name):
                 array = classify(name, array, classes[name], answer.spec.batched)
-            outputs.add(name=name, datatype=name_of(name, array.dtype), shape=array.shape)
+            one = outputs.add()
+            one.name, one.datatype = name, name_of(name, array.dtype)
+            one.shape.extend(array.shape)
             pieces.append(binary.encode(array))
         return response, pieces
 
