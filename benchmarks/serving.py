@@ -7,8 +7,9 @@
 first processor, the client on the second. The servers take turns; figures are medians of the rounds.
 ``cpu_us`` is processor time of the server for a request, which other work on the machine disturbs less than
 the rate. ``resnet50``: batch 1 over gRPC, where client and server share all processors, against a loop of
-``InferenceSession.run``. ``batching``: 64 connections, an MLP, with and without. ``start``: until the first
-answer, from a sealed model and from a plain one. ``memory``: of one model, whatever runs it.
+``InferenceSession.run`` and a bare gRPC server around the same run. ``batching``: 64 connections, an MLP,
+with and without. ``start``: until the first answer, from a sealed model and from a plain one. ``memory``: of
+one model, whatever runs it.
 
 Clients are wrk (Debian: wrk) and h2load (Debian: nghttp2-client), which sends gRPC's frames over HTTP/2:
 neither is slower than a server. Before each, one answer is looked at. Peers need environments of their own:
@@ -270,26 +271,33 @@ def resnet50(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     payload = folder / "image.grpc"
     payload.write_bytes(models.v2_grpc("resnet50", IMAGE))
     # As many callers here as there: the threads of a run are the same.
-    bare: dict[int, list[float]] = {1: [], 2: []}
-    served: dict[int, list[float]] = {1: [], 2: []}
-    rates: list[tuple[float, float]] = []
-    with servers.strongroom(folder, sealed.config("resnet50"), None) as own:
-        _from_client(own.grpc, payload, 2, 1)
+    found: dict[str, dict[int, list[float]]] = {}
+    rates: dict[str, list[float]] = {}
+    with (
+        servers.strongroom(folder, sealed.config("resnet50"), None) as own,
+        servers.bare(folder, "grpc-onnx", None, str(sealed.plain)) as other,
+    ):
+        ports = {"served": own.grpc, "bare_grpc": other.grpc}
+        for port in ports.values():
+            _from_client(port, payload, 2, 1)
         for _ in range(arguments.rounds):
             for callers in (1, 2):
-                times = _run(session, image, arguments.seconds, callers)
-                answered = _from_client(own.grpc, payload, arguments.seconds, callers)
-                bare[callers] += times
-                served[callers] += answered
-            rates.append((len(times) / arguments.seconds, len(answered) / arguments.seconds))
+                all_times = {"run": _run(session, image, arguments.seconds, callers)}
+                for name, port in ports.items():
+                    all_times[name] = _from_client(port, payload, arguments.seconds, callers)
+                for name, times in all_times.items():
+                    found.setdefault(name, {}).setdefault(callers, []).extend(times)
+                    if callers == 2:
+                        rates.setdefault(name, []).append(len(times) / arguments.seconds)
+    ms = {name: statistics.median(times[1]) * 1e3 for name, times in found.items()}
+    pairs = zip(rates["served"], rates["run"], strict=True)
     return {
         "bytes": payload.stat().st_size,
-        "run_per_second": statistics.median(one for one, _ in rates),
-        "served_per_second": statistics.median(one for _, one in rates),
-        "served / run": statistics.median(served / run for run, served in rates),
-        "run_ms": statistics.median(bare[1]) * 1e3,
-        "served_ms": statistics.median(served[1]) * 1e3,
-        "added_ms": (statistics.median(served[1]) - statistics.median(bare[1])) * 1e3,
+        **{f"{name}_per_second": statistics.median(one) for name, one in rates.items()},
+        "served / run": statistics.median(served / run for served, run in pairs),
+        **{f"{name}_ms": one for name, one in ms.items()},
+        "added_ms": ms["served"] - ms["run"],
+        "added by a bare gRPC server, ms": ms["bare_grpc"] - ms["run"],
     }
 
 

@@ -1,6 +1,7 @@
 """Servers for the benchmarks of serving: this project's, those of others, and the least that frameworks do.
 
     python benchmarks/serving_servers.py asgi|grpc-aio|grpc-threads PORT
+    python benchmarks/serving_servers.py grpc-onnx PORT MODEL
     python benchmarks/serving_servers.py plain MODEL REST_PORT GRPC_PORT
 
 ``plain`` is this project's server with a model that is not sealed, loaded by ONNX Runtime.
@@ -184,10 +185,10 @@ def strongroom(
 
 
 @contextmanager
-def bare(folder: Path, kind: str, cpu: int | None = 0) -> Iterator[Server]:
-    """The least that a framework does: the body that came is the answer."""
+def bare(folder: Path, kind: str, cpu: int | None = 0, *more: str) -> Iterator[Server]:
+    """The least that a framework does: the body that came is the answer, or is what a model runs with."""
     port = free_port()
-    with process([sys.executable, __file__, kind, str(port)], cpu, folder) as one:
+    with process([sys.executable, __file__, kind, str(port), *more], cpu, folder) as one:
         until_ready(one, port, "")
         yield Server(f"bare {kind}", one.pid, *((port, 0) if kind == "asgi" else (0, port)))
 
@@ -273,14 +274,33 @@ def _handlers(function):
     return (grpc.method_handlers_generic_handler(service, {method: handler}),)
 
 
-def _grpc_threads(port: int) -> None:
+def _grpc_threads(port: int, answer=lambda request, context: request) -> None:
     import grpc
 
     server = grpc.server(ThreadPoolExecutor(8))
-    server.add_generic_rpc_handlers(_handlers(lambda request, context: request))
+    server.add_generic_rpc_handlers(_handlers(answer))
     server.add_insecure_port(f"127.0.0.1:{port}")
     server.start()
     server.wait_for_termination()
+
+
+def _grpc_onnx(port: int, model: str) -> None:
+    """Threads around a run with the end of the message, where the contents of its tensor are."""
+    import numpy as np
+    import onnxruntime
+
+    session = onnxruntime.InferenceSession(model)
+    (x,) = session.get_inputs()
+    shape = (1, *x.shape[1:])
+    count = int(np.prod(shape))
+
+    def answer(request, context):
+        image = np.frombuffer(request, np.float32, count, len(request) - 4 * count).reshape(shape)
+        if not image.flags.aligned:
+            image = image.copy()
+        return session.run(None, {x.name: image})[0].tobytes()
+
+    _grpc_threads(port, answer)
 
 
 def _grpc_aio(port: int) -> None:
@@ -325,5 +345,10 @@ if __name__ == "__main__":
     if kind == "plain":
         _plain(arguments)
     else:
-        kinds = {"asgi": _asgi, "grpc-aio": _grpc_aio, "grpc-threads": _grpc_threads}
-        kinds[kind](int(arguments[0]))
+        kinds = {
+            "asgi": _asgi,
+            "grpc-aio": _grpc_aio,
+            "grpc-onnx": _grpc_onnx,
+            "grpc-threads": _grpc_threads,
+        }
+        kinds[kind](int(arguments[0]), *arguments[1:])
