@@ -11,7 +11,9 @@ the client verifies and opens, and an audit record that is on the disk before.
 
 ``releases``: the server, its workers and the database have one core, the clients another; ``--shared``
 leaves all cores to all. As fast as they can, sixteen clients wait for one another (16 / releases per
-second, at least); with ``--rate`` so many begin in a second, and times count from when each should.
+second, at least); with ``--rate`` so many begin in a second, and times count from when each should:
+``late_p99_ms`` is how much of them passed before a client was free to ask. ``disk_p99_ms`` is what one
+write of 8 KB to the disk takes when nothing else runs. Measuring begins a second after all have a key.
 ``--light``: clients that leave the cores to the server (``light_client.py``). ``fleet``: machines ask
 once each, at random moments within some seconds, each over a connection of its own, at one of two
 servers with one PostgreSQL; who is refused for load asks again after a jittered delay. ``cache``: fifty processes ask the key cache of a machine for one key at the
@@ -216,42 +218,80 @@ _PROCESSES = 4
 """Threads of one process wait for its interpreter, which would count as the server's time."""
 
 
+def threads_of(arguments: argparse.Namespace) -> int:
+    """Clients in each of the processes."""
+    return max(1, int(arguments.concurrency) // _PROCESSES)
+
+
+class Start:
+    """The moment at which all clients, and who measures them, are ready: those that still connect would
+    begin with turns that they have missed.
+    """
+
+    def __init__(self, context: Any, clients: int) -> None:
+        self._moment = context.Value("d")
+        self._barrier = context.Barrier(clients + 1, self._now, 120)
+        self.abort = self._barrier.abort
+
+    def _now(self) -> None:
+        self._moment.value = time.perf_counter()
+
+    def wait(self) -> float:
+        """That moment, by ``time.perf_counter``, which all processes share."""
+        self._barrier.wait()
+        return float(self._moment.value)
+
+
+def disk(folder: Path) -> list[float]:
+    """Seconds of writes that wait for the disk."""
+    found = []
+    with (folder / "disk").open("wb") as file:
+        for _ in range(300):
+            os.pwrite(file.fileno(), secrets.token_bytes(8192), 0)
+            begin = time.perf_counter()
+            os.fdatasync(file.fileno())
+            found.append(time.perf_counter() - begin)
+    return found
+
+
 def client(
     arguments: argparse.Namespace,
     profile: Profile,
     pki: IntelPki,
     dek: SecretBytes,
-    end: float,
+    start: Start,
     results: Any,
     turns: Any,
 ) -> None:
-    """Ask until ``end`` in some threads; put the moments and seconds of all releases into ``results``."""
+    """Ask until the end in some threads; put the moments, seconds and delays of all into ``results``."""
     gc.freeze()  # a client that collects garbage is no slow server
-    found: list[tuple[float, float]] = []
+    found: list[tuple[float, float, float]] = []
     failed: list[BaseException] = []
-    paced = end - arguments.seconds - 1
 
     def ask() -> None:
         with client_of(arguments, profile, Attester(Machine(pki)), dek) as once:
             once()  # connects
-            while (begin := time.perf_counter()) < end:
+            paced = start.wait()
+            end = paced + 1 + arguments.seconds
+            while (asked := time.perf_counter()) < end:
+                begin = asked
                 if arguments.rate:
                     with turns.get_lock():
                         begin = paced + turns.value / arguments.rate
                         turns.value += 1
                     time.sleep(max(0.0, begin - time.perf_counter()))
+                    asked = time.perf_counter()
                 once()
-                found.append((begin, time.perf_counter() - begin))
+                found.append((begin, time.perf_counter() - begin, asked - begin))
 
     def asking() -> None:
         try:
             ask()
         except (Exception, SystemExit) as error:
+            start.abort()
             failed.append(error)
 
-    threads = [
-        threading.Thread(target=asking) for _ in range(max(1, arguments.concurrency // _PROCESSES))
-    ]
+    threads = [threading.Thread(target=asking) for _ in range(threads_of(arguments))]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -284,16 +324,18 @@ def releases(arguments: argparse.Namespace) -> dict[str, Any]:
         pids.append(stack.enter_context(running(config, profile, server_cpus)))
         if not arguments.shared:
             os.sched_setaffinity(0, {1})
+        writes = disk(folder)
         context = multiprocessing.get_context("fork")
-        begin = time.perf_counter() + 2  # connections, caches, the clock of the processor
-        end = begin + arguments.seconds
         results, turns = context.SimpleQueue(), context.Value("Q", 0)
+        start = Start(context, _PROCESSES * threads_of(arguments))
         clients = [
-            context.Process(target=client, args=(arguments, profile, pki, dek, end, results, turns))
+            context.Process(target=client, args=(arguments, profile, pki, dek, start, results, turns))
             for _ in range(_PROCESSES)
         ]
         for one in clients:
             one.start()
+        begin = start.wait() + 1
+        end = begin + arguments.seconds
         time.sleep(begin - time.perf_counter())
         used = cpu_seconds(pids)
         time.sleep(end - time.perf_counter())
@@ -307,16 +349,20 @@ def releases(arguments: argparse.Namespace) -> dict[str, Any]:
             one.join()
         if any(one.exitcode for one in clients):
             raise SystemExit("a client failed")
-        seconds = [took for start, took in found if start >= begin and start + took <= end]
+        found = [one for one in found if one[0] >= begin and one[0] + one[1] <= end]
+        seconds = [took for _, took, _ in found]
         rate = len(seconds) / (end - begin)
         return {
             "database": arguments.database,
             "per_second": rate,
             "cpu_of_server": used / (end - begin),
             "per_cpu_second": rate / (used / (end - begin)),
-            "cpu_of_clients": clients_used / (arguments.seconds + 2),
+            "cpu_of_clients": clients_used / (arguments.seconds + 1),
             "p50_ms": statistics.median(seconds) * 1e3,
             "p99_ms": percentile(seconds, 0.99) * 1e3,
+            "late_p99_ms": percentile([late for _, _, late in found], 0.99) * 1e3,
+            "disk_p50_ms": statistics.median(writes) * 1e3,
+            "disk_p99_ms": percentile(writes, 0.99) * 1e3,
             "concurrency": arguments.concurrency,
         }
 
