@@ -314,8 +314,8 @@ def load(
         What the framework's own loader would give.
 
     Raises:
-        UnknownFramework: no loader fits, or several do.
-        UsageError: what is found is machine code, and nobody has said that it may run.
+        UnknownFramework: no loader fits, or several do; or what is found is machine code, and nobody has
+            said that it may run.
         StrongroomError: see :mod:`strongroom.errors`.
     """
     from strongroom.loaders import registry

@@ -1,4 +1,5 @@
 import json
+import zipfile
 
 import pytest
 
@@ -54,6 +55,15 @@ def test_a_model_that_no_loader_knows(cli, key, sealed):
     result = cli("bench", sealed, "-k", key, "--runs", 1, "--framework", "nonsense")
     assert result.code == 2
     assert "nonsense" in result.error()
+
+
+def test_machine_code_that_is_only_found_is_not_run(cli, key, here):
+    with zipfile.ZipFile("m.pt2", "w") as archive:
+        archive.writestr("m/data/aotinductor/other/x.cpp", b"")
+    assert cli("seal", "m.pt2", "-o", "native.sealed", "-k", key).code == 0
+    said = json.loads(cli("bench", "native.sealed", "-k", key, "--runs", 1, "--json").out)
+    assert [step["step"] for step in said["steps"]] == ["read", "decrypt"]
+    assert "machine code" in said["not_measured"]["load"]
 
 
 def test_a_model_that_its_loader_cannot_read(cli, key, here):

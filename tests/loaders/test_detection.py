@@ -15,7 +15,7 @@ from test_torch_loader import Net
 from test_transformers_loader import bert
 
 import strongroom
-from strongroom.errors import MissingExtra, NotFound, UnknownFramework, UsageError
+from strongroom.errors import MissingExtra, NotFound, UnknownFramework
 from strongroom.loaders import registry
 from strongroom.loaders.source import extra_for
 
@@ -167,7 +167,7 @@ def test_machine_code_that_is_only_found_is_not_run(tmp_path, key):
         archive.writestr("m/data/aotinductor/other/x.cpp", b"")
     strongroom.seal(tmp_path / "m.pt2", tmp_path / "s", key=key)
     for options in ({}, {"allow_native_code": 1}, {"path": "m.pt2"}):
-        with pytest.raises(UsageError, match="machine code") as error:
+        with pytest.raises(UnknownFramework, match="machine code") as error:
             strongroom.load(tmp_path / "s", key=key, **options)
         assert "allow_native_code=True" in error.value.hint
     # Where somebody has said so, the loader looks at it.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from typing import Any, Final
 
-from strongroom.errors import UnknownFramework, UsageError
+from strongroom.errors import UnknownFramework
 from strongroom.loaders import detection
 from strongroom.loaders.source import ModelSource, opened
 from strongroom.model.reader import SealedModel
@@ -61,8 +61,8 @@ def load(
         allow_native_code: a package of AOTInductor may be what is found; its code runs.
 
     Raises:
-        UnknownFramework: there is no such loader, none fits, or several do.
-        UsageError: what is found is machine code, and nobody has said that it may run.
+        UnknownFramework: there is no such loader, none fits, or several do; or what is found is machine
+            code, and nobody has said that it may run.
         StrongroomError: see :mod:`strongroom.errors`.
     """
     if framework is not None and framework not in FRAMEWORKS:
@@ -70,7 +70,7 @@ def load(
     with opened(source, key) as model:
         found = framework or detect(model, options.get("path"))
         if found in _NATIVE and framework is None and allow_native_code is not True:
-            raise UsageError(
+            raise UnknownFramework(
                 f"This is machine code ({found}), and would run with all that this process may do.",
                 hint=f'If you trust who sealed it: allow_native_code=True, or framework="{found}".',
             )
