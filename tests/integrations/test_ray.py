@@ -91,10 +91,12 @@ class Node:
         return found
 
     def stop(self):
-        serve.shutdown()
-        ray.shutdown()
-        self.cache.stop()
-        self.stub.stop()
+        try:
+            serve.shutdown()
+            ray.shutdown()
+        finally:  # where Ray has not started, too
+            self.cache.stop()
+            self.stub.stop()
 
 
 @pytest.fixture(scope="module")
