@@ -288,8 +288,8 @@ def client(
         try:
             ask()
         except (Exception, SystemExit) as error:
-            start.abort()
             failed.append(error)
+            start.abort()
 
     threads = [threading.Thread(target=asking) for _ in range(threads_of(arguments))]
     for thread in threads:
