@@ -31,7 +31,7 @@ from strongroom.testing.intel import IntelPki
 BUNDLE = bytes(range(16))
 MR_TD = b"\x11" * 48
 RTMR0 = b"\x22" * 48
-_START_SECONDS = 60
+_START_SECONDS = 120
 _STARTED: list[subprocess.Popen[bytes]] = []
 
 

@@ -18,7 +18,7 @@ from strongroom.pki.ssl_config import ssl_config
 
 NOW = datetime.now(UTC).replace(microsecond=0)
 HOSTS = ["localhost", "serving.example.org", "127.0.0.1", "::1"]
-TIMEOUT = 20
+TIMEOUT = 60
 
 
 @pytest.fixture(scope="module")
