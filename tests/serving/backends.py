@@ -19,6 +19,8 @@ from strongroom.serving.config import Batching, Limits, ModelConfig
 from strongroom.serving.loading import load_servable
 
 KEY = bytes(range(32))
+LARGE = 256 << 20
+"""Bytes of weights that are seen in a process whose memory others make more or less of."""
 
 
 class Loader:

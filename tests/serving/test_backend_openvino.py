@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from backends import (
+    LARGE,
     Loader,
     at_once,
     batched_together,
@@ -367,8 +368,7 @@ def test_requests_are_put_together(load, tmp_path):
 
 
 def test_closing_frees_the_weights(load, tmp_path):
-    size = 32 << 20
-    folder = save(tmp_path / "ir", layers(np.ones((1024, size >> 12), np.float32)))
+    folder = save(tmp_path / "ir", layers(np.ones((1024, LARGE >> 12), np.float32)))
 
     def make():
         model = load(folder, extra=EXACT)
@@ -376,4 +376,4 @@ def test_closing_frees_the_weights(load, tmp_path):
         run(model, x=np.ones((1, 1024), np.float32))
         return model
 
-    frees_what_it_held(make, size)
+    frees_what_it_held(make, LARGE)

@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from backends import (
+    LARGE,
     Loader,
     at_once,
     batched_together,
@@ -432,7 +433,7 @@ def test_requests_are_put_together(load, tmp_path):
 
 
 class Large(torch.nn.Module):
-    SIZE = 32 << 20
+    SIZE = LARGE
 
     def __init__(self):
         super().__init__()

@@ -6,7 +6,10 @@ They are imported at the same time, since models load in parallel.
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +25,7 @@ from torch_models import Identity, export
 import strongroom
 from strongroom.loaders.openvino import openvino
 
+HERE = Path(__file__).parent
 ROWS = np.random.default_rng(3).random((3, 4)).astype(np.float32)
 
 
@@ -75,3 +79,11 @@ def test_all_of_them_answer_and_the_server_ends_as_asked(models, tmp_path):
         assert server.stop() == 0
     finally:
         server.kill()
+
+
+def test_paddle_shares_no_symbols_with_torch_while_tensorflow_is_imported(models, tmp_path):
+    for name in ("tensorflow", "paddle", "torch"):
+        strongroom.seal(models[name][0], tmp_path / name, key=KEY)
+    command = [sys.executable, str(HERE / "loaded_at_once.py"), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert (done.returncode, done.stdout.splitlines()[-1:]) == (0, ["all of them"]), done.stderr[-2000:]

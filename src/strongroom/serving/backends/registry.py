@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import threading
 from typing import Final, cast
 
 from strongroom.errors import MissingExtra, StrongroomError, UnknownFramework
@@ -43,6 +44,12 @@ _EXTRAS: Final = {
 }
 """Package that backends import → extra that installs it."""
 
+_ALONE: Final = threading.Lock()
+_LOADED: Final[set[tuple[str, str]]] = set()
+"""While TensorFlow is imported, the libraries of whatever else is imported share their symbols with all that
+come later. PyTorch then calls Paddle's ``c10::Device`` and the process crashes. So the first model of each
+framework, and of each class of the python backend, is loaded while no other is."""
+
 
 def load(model: SealedModel, name: str | None, options: BackendOptions) -> LoadedModel:
     """Load an open model.
@@ -72,8 +79,14 @@ def _load(model: SealedModel, name: str | None, options: BackendOptions) -> Load
             hint=f"Those of {', '.join(BACKENDS)} can: any other with a class of your own, backend: python.",
         )
     module = importlib.import_module(f"strongroom.serving.backends.{BACKENDS[found]}")
+    imported = BACKENDS[found], str(options.extra.get("class"))
     try:
-        return cast("Backend", module).load(model, options)
+        if imported in _LOADED:
+            return cast("Backend", module).load(model, options)
+        with _ALONE:
+            loaded = cast("Backend", module).load(model, options)
+            _LOADED.add(imported)
+            return loaded
     except ModuleNotFoundError as error:
         missing = (error.name or "").partition(".")[0]
         if missing not in _EXTRAS:
