@@ -33,7 +33,7 @@ def pipe_without_reader():
 
 @contextmanager
 def closed_file():
-    stream = open(os.devnull, "w")  # noqa: SIM115
+    stream = open(os.devnull, "w")  # noqa: SIM115  closed here
     stream.close()
     yield stream
 

@@ -299,8 +299,9 @@ class _Protocol(HttpProtocol):
 
     def _wait(self, begun: Begun, waits_for: asyncio.Future[Any]) -> None:
         cycle = _Cycle(begun, waits_for, self._finish)
+        # Not of uvicorn's types, with all that it uses of them: what it asks of the cycle, and the tasks that
+        # it cancels when it stops and has waited long enough.
         self.cycle = cycle  # type: ignore[assignment]
-        # When the server stops and has waited long enough, it cancels these.
         self.tasks.add(cycle)  # type: ignore[arg-type]
         self._connection.request, self._connection.task = begun.request, cycle
         self._connection.complete = True

@@ -33,7 +33,7 @@ _ELSEWHERE_SECONDS: Final = 0.05
 _UNKNOWN: Final = Code.UNKNOWN.value
 
 
-class Guard(grpc.GenericRpcHandler):  # type: ignore[misc]
+class Guard(grpc.GenericRpcHandler):  # type: ignore[misc]  # grpc is untyped
     """What surrounds each call of a protocol; health and reflection are for everybody."""
 
     def __init__(

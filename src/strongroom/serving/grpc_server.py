@@ -40,7 +40,7 @@ _CONNECTION_AGE: Final = 3_600_000
 """Milliseconds after which a client connects, and shows its certificate, anew."""
 
 
-class _Health(health.HealthServicer):  # type: ignore[misc]
+class _Health(health.HealthServicer):  # type: ignore[misc]  # untyped, as above
     """Health of a model is for who may use it: for others there is no such model."""
 
     def __init__(self, access: Access) -> None:

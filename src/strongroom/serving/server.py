@@ -112,6 +112,7 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
 
         def protocol(config: uvicorn.Config) -> Any:
+            # uvicorn types it as any asyncio.Protocol.
             return config.http_protocol_class(  # type: ignore[call-arg]
                 config=config,
                 server_state=self.server_state,
