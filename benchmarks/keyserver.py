@@ -14,6 +14,8 @@ leaves all cores to all. As fast as they can, sixteen clients wait for one anoth
 second, at least); with ``--rate`` so many begin in a second, and times count from when each should:
 ``late_p99_ms`` is how much of them passed before a client was free to ask. ``disk_p99_ms`` is what one
 write of 8 KB to the disk takes when nothing else runs. Measuring begins a second after all have a key.
+``ms_of_loop``, ``ms_of_threads``, ``ms_of_workers``: milliseconds of a core for one release, in the thread
+that answers, in those beside it (the one that writes), in the processes that verify.
 ``--light``: clients that leave the cores to the server (``light_client.py``). ``fleet``: machines ask
 once each, at random moments within some seconds, each over a connection of its own, at one of two
 servers with one PostgreSQL; who is refused for load asks again after a jittered delay. ``cache``: fifty processes ask the key cache of a machine for one key at the
@@ -214,6 +216,30 @@ def cpu_seconds(pids: list[int]) -> float:
     return total
 
 
+def cpu_of_threads(pid: int) -> list[float]:
+    """Seconds of the first thread of a process, and of all others together."""
+    found = {
+        int(thread.name): int((thread / "schedstat").read_text().split()[0]) / 1e9
+        for thread in Path(f"/proc/{pid}/task").iterdir()
+    }
+    first = found.pop(pid)
+    return [first, sum(found.values())]
+
+
+def cpu_by_part(server: int) -> dict[str, float]:
+    """Seconds of a server: of the thread that answers, of those beside it, of the processes that verify.
+
+    What they take for one release differs little when others use the machine.
+    """
+    loop, threads = cpu_of_threads(server)
+    workers = [one.pid for one in psutil.Process(server).children(recursive=True)]
+    return {
+        "loop": loop,
+        "threads": threads,
+        "workers": sum(sum(cpu_of_threads(one)) for one in workers),
+    }
+
+
 _PROCESSES = 4
 """Threads of one process wait for its interpreter, which would count as the server's time."""
 
@@ -321,7 +347,8 @@ def releases(arguments: argparse.Namespace) -> dict[str, Any]:
                 ):
                     one.cpu_affinity(list(server_cpus))
         config, profile, dek = make(folder, database, pki, arguments.workers)
-        pids.append(stack.enter_context(running(config, profile, server_cpus)))
+        server = stack.enter_context(running(config, profile, server_cpus))
+        pids.append(server)
         if not arguments.shared:
             os.sched_setaffinity(0, {1})
         writes = disk(folder)
@@ -337,9 +364,10 @@ def releases(arguments: argparse.Namespace) -> dict[str, Any]:
         begin = start.wait() + 1
         end = begin + arguments.seconds
         time.sleep(begin - time.perf_counter())
-        used = cpu_seconds(pids)
+        used, parts = cpu_seconds(pids), cpu_by_part(server)
         time.sleep(end - time.perf_counter())
         used = cpu_seconds(pids) - used
+        parts = {name: seconds - parts[name] for name, seconds in cpu_by_part(server).items()}
         found, clients_used = [], 0.0
         for _ in clients:
             times, cpu = results.get()
@@ -357,6 +385,7 @@ def releases(arguments: argparse.Namespace) -> dict[str, Any]:
             "per_second": rate,
             "cpu_of_server": used / (end - begin),
             "per_cpu_second": rate / (used / (end - begin)),
+            **{f"ms_of_{name}": value * 1e3 / len(seconds) for name, value in parts.items()},
             "cpu_of_clients": clients_used / (arguments.seconds + 1),
             "p50_ms": statistics.median(seconds) * 1e3,
             "p99_ms": percentile(seconds, 0.99) * 1e3,
