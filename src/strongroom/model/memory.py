@@ -82,6 +82,10 @@ class BufferPool:
         if len(self._free) < self._keep:
             self._free.append(buffer)
 
+    def clear(self) -> None:
+        """Give up what waits for the next use."""
+        self._free.clear()
+
 
 @cache
 def _new_bytes() -> Callable[[None, int], bytes]:

@@ -8,7 +8,7 @@ import hmac
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Final, Protocol
 
 from cryptography.exceptions import InvalidTag
 
@@ -24,7 +24,7 @@ from strongroom.model.memory import BufferPool, allocate
 from strongroom.model.parallel import default_threads, for_each, in_order
 from strongroom.model.storage import Source
 
-__all__ = ["ClearContent", "Content", "Progress", "SealedContent", "WriteAt", "explain"]
+__all__ = ["ClearContent", "Content", "FileContent", "Progress", "SealedContent", "WriteAt", "explain"]
 
 Progress = Callable[[int], None]
 """Called with the number of bytes just done, from any thread."""
@@ -32,6 +32,9 @@ Progress = Callable[[int], None]
 
 WriteAt = Callable[[int, memoryview], None]
 """Takes an offset in a file and what belongs there."""
+
+
+_PIECE: Final = 1 << 20
 
 
 class Content(Protocol):
@@ -233,6 +236,19 @@ class SealedContent:
     def check(self, progress: Progress | None = None) -> None:
         self.copy_to(lambda plaintext: None, progress)
 
+    def span(self, offset: int) -> tuple[int, int]:
+        """Where the whole segments around ``offset`` begin and end that are best read at once."""
+        first = self._layout.number_at(offset) // self._group * self._group
+        last = self._layout[min(first + self._group, self._layout.count) - 1]
+        return self._layout[first].plaintext, last.plaintext + last.size
+
+    def release_memory(self) -> None:
+        """Give up the buffers that wait for the next read."""
+        with self._lock:
+            self._kept = None
+        self._ciphertexts.clear()
+        self._plaintexts.clear()
+
     def close(self) -> None:
         with self._lock:
             self._kept = None
@@ -276,6 +292,14 @@ class ClearContent:
             progress(len(part))
         return len(part)
 
+    def span(self, offset: int) -> tuple[int, int]:
+        """As of sealed content; here any will do."""
+        start = offset // _PIECE * _PIECE
+        return start, min(start + _PIECE, self.size)
+
+    def release_memory(self) -> None:
+        """What was compared stays."""
+
     def check(self, progress: Progress | None = None) -> None:
         if progress:
             progress(self.size)
@@ -291,3 +315,7 @@ class ClearContent:
 
     def close(self) -> None:
         self._memory = memoryview(b"")
+
+
+FileContent = SealedContent | ClearContent
+"""The content of a file of a sealed model."""

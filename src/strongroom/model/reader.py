@@ -36,7 +36,7 @@ from strongroom.model.file import SealedFile
 from strongroom.model.location import is_url, local
 from strongroom.model.memory import allocate, allocate_bytes, memory_file
 from strongroom.model.memory_directory import memory_directory, place_files
-from strongroom.model.payload import ClearContent, Content, Progress, SealedContent
+from strongroom.model.payload import ClearContent, FileContent, Progress, SealedContent
 from strongroom.model.storage import LocalSource, LocalTree, Source, Tree
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class SealedModel:
     def __init__(self, source: Source, tree: Tree | None, identities: Sequence[Identity]) -> None:
         self._tree = tree
         self._lock = threading.Lock()
-        self._contents: dict[str, Content] = {}
+        self._contents: dict[str, FileContent] = {}
         self._entries: dict[str, Entry] = {}
         self._closed = False
         self.name = tree.name if tree else source.name
@@ -212,7 +212,7 @@ class SealedModel:
             )
         return path
 
-    def content(self, path: str | None = None) -> Content:
+    def content(self, path: str | None = None) -> FileContent:
         """The authenticated content of one file, for those who need more than the methods below."""
         if self._closed:
             raise ValueError("the model is closed")
@@ -222,7 +222,7 @@ class SealedModel:
                 self._contents[path] = self._open(self._entries[path])
             return self._contents[path]
 
-    def _open(self, entry: Entry) -> Content:
+    def _open(self, entry: Entry) -> FileContent:
         assert self._tree is not None
         try:
             source = self._tree.source(entry.stored_as)

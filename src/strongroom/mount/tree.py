@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from strongroom.errors import UsageError
-from strongroom.model.payload import Content
+from strongroom.model.payload import FileContent
 from strongroom.model.reader import SealedModel
 
 __all__ = ["File", "Node", "Tree", "check_name"]
@@ -40,7 +40,7 @@ class Node:
     def is_folder(self) -> bool:
         return self.children is not None
 
-    def content(self) -> Content:
+    def content(self) -> FileContent:
         """The authenticated content of a file; opened by the first who asks.
 
         Raises:
@@ -58,7 +58,7 @@ class File:
     def __init__(self, node: Node) -> None:
         self.path = node.path
         self.size = node.size
-        self._content: Content | None = node.content()
+        self._content: FileContent | None = node.content()
 
     def read_into(self, offset: int, out: memoryview) -> int:
         """Fill ``out`` from ``offset``; returns how many bytes that were, fewer at the end of the file.
