@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -19,6 +20,7 @@ import numpy as np
 from strongroom.errors import FormatError, UsageError
 from strongroom.model.reader import SealedModel
 from strongroom.serving.backend import Arrays, BackendOptions
+from strongroom.serving.foreign_log import foreign_lines_logged
 from strongroom.serving.status import Code, RequestError
 from strongroom.serving.tensors import BYTES, DTYPES, Signature, TensorSpec
 from strongroom.serving.tfs import warmup_requests
@@ -42,6 +44,10 @@ def framework() -> Any:
     # it where nothing is set.
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
+    if "tensorflow" not in sys.modules:
+        # That it uses oneDNN it says whatever the level is: its log is not set up yet.
+        with foreign_lines_logged("tensorflow"):
+            import tensorflow
     import tensorflow
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
