@@ -264,7 +264,8 @@ def export_model(
         source: a sealed file or directory.
         format: ``model-cryptor``, ``laiye``, ``gramine``, ``sgx-pytorch``, ``kserve-jwe`` or
             ``paddle-cipher``.
-        target_key: the key file of that system, ``env:NAME``, or its content as bytes.
+        target_key: the key file of that system, ``env:NAME``, or its content as bytes; for ``gramine``
+            also ``model:``, a key that is derived from that of the model.
         options: of the format, by name.
         plain: glob patterns of files that are written in clear, because that system wants them so.
         insecure_legacy: write a format that is too weak for what it is used for.

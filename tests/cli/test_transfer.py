@@ -205,6 +205,30 @@ class TestExport:
         assert result.code == 5
         assert sorted(here.iterdir()) == before
 
+    def test_a_key_derived_from_that_of_the_model(self, cli, key, here):
+        (here / "net.onnx").write_bytes(PLAIN)
+        assert cli("seal", "net.onnx", "-o", "net.sealed", "-k", key).code == 0
+        exporting = ("export", "net.sealed", "--to", "gramine", "--target-key", "model:", "-k", key)
+        assert cli(*exporting, "-o", "enc", "-O", "path=models/net.onnx").code == 0
+        with strongroom.open("net.sealed", key=key) as model:
+            with model.gramine_wrap_key() as secret:
+                (here / "wrap_key").write_bytes(secret.buffer)
+        with pytest.raises(ValueError, match="closed"):
+            model.gramine_wrap_key()
+        importing = ("import", "enc", "--from", "gramine", "--source-key", "wrap_key", "-k", key)
+        assert cli(*importing, "-O", "path=models/net.onnx", "-o", "again.sealed").code == 0
+        with strongroom.open("again.sealed", key=key) as model:
+            assert model.read() == PLAIN
+
+    def test_a_system_that_derives_none(self, cli, key, here):
+        (here / "m.onnx").write_bytes(PLAIN)
+        assert cli("seal", "m.onnx", "-o", "m.sealed", "-k", key).code == 0
+        exporting = ("export", "m.sealed", "--to", "model-cryptor", "--target-key", "model:")
+        result = cli(*exporting, "-o", "m.crt", "-k", key)
+        assert result.code == 2
+        assert "No key of model-cryptor is derived" in result.error()
+        assert not (here / "m.crt").exists()
+
 
 class TestPython:
     def test_there_and_back(self, here):

@@ -186,7 +186,8 @@ def export(
             "--target-key",
             metavar="FILE",
             show_default=False,
-            help="The key file of the other system, or env:NAME.",
+            help="The key file of the other system, or env:NAME; for Gramine also model:, a key that is "
+            "derived from that of the model.",
         ),
     ] = None,
     option: ForeignOption = None,

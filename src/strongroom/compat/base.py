@@ -17,6 +17,7 @@ from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import ForeignTampered, InvalidKey, UsageError
 from strongroom.model.output import Output
 from strongroom.model.payload import Content
+from strongroom.model.reader import SealedModel
 from strongroom.model.storage import Source
 
 __all__ = ["HEAD_SIZE", "Codec", "ForeignTampered", "PlainFile", "Write"]
@@ -82,6 +83,17 @@ class Codec(ABC):
             if option not in self.options:
                 known = ", ".join(self.options) or "none"
                 raise UsageError(f"{self.name} has no option {option}.", hint=f"It has these: {known}.")
+
+    @classmethod
+    def key_of(cls, model: SealedModel) -> SecretBytes:
+        """The key of the foreign system that is derived from a model's own.
+
+        Raises:
+            UsageError: this system has none.
+        """
+        raise UsageError(
+            f"No key of {cls.name} is derived from that of a model.", hint="Give a key file."
+        )
 
     def recognises(self, path: str, head: bytes) -> bool:
         """Whether a file of a directory is encrypted, by the rule of the foreign system.

@@ -34,6 +34,7 @@ from strongroom.errors import InvalidKey, NotFound, UsageError, os_errors
 from strongroom.model.location import is_url
 from strongroom.model.output import Output
 from strongroom.model.payload import Content
+from strongroom.model.reader import SealedModel
 from strongroom.model.storage import LocalSource, Source
 
 __all__ = ["GramineCodec", "parse_key"]
@@ -96,6 +97,10 @@ class GramineCodec(Codec):
         if processes is not None and processes not in allowed:
             raise UsageError(f"processes={processes} is not possible.", hint=f"It is 1 to {_MOST}.")
         self._processes = None if processes is None else int(processes)
+
+    @classmethod
+    def key_of(cls, model: SealedModel) -> SecretBytes:
+        return model.gramine_wrap_key()
 
     def recognises(self, path: str, head: bytes) -> bool:
         return head.startswith(MAGIC)

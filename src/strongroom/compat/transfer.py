@@ -20,10 +20,13 @@ from strongroom.model.output import open_file_output, open_tree_output
 from strongroom.model.reader import SealedModel
 from strongroom.model.seal import SealJob, check_destination, seal_files
 
-__all__ = ["ForeignKey", "ImportPlan", "export_model", "plan_import", "read_foreign_key"]
+__all__ = ["OF_MODEL", "ForeignKey", "ImportPlan", "export_model", "plan_import", "read_foreign_key"]
 
 ForeignKey = str | os.PathLike[str] | bytes | bytearray | SecretBytes
 """A key of a foreign system: the path of its key file, ``env:NAME``, or what such a file holds."""
+
+OF_MODEL: Final = "model:"
+"""In the place of a foreign key, for an export: the one that is derived from the key of the model."""
 
 _MAX_KEY: Final = 1 << 20
 
@@ -206,6 +209,7 @@ def export_model(
     """Write an open model in a foreign format, and return the paths that it got there.
 
     Args:
+        key: of the foreign system; :data:`OF_MODEL` derives it from that of the model.
         plain: glob patterns of files that are written in clear, since the foreign system wants
             them so.
         insecure_legacy: write a format that is too weak for what it is used for.
@@ -222,7 +226,7 @@ def export_model(
             f"{format} is too weak to be written without saying so: {kind.unprotected}",
             hint="If nothing else will do: --insecure-legacy (insecure_legacy=True).",
         )
-    made = kind(read_foreign_key(key), options)
+    made = kind(kind.key_of(model) if key == OF_MODEL else read_foreign_key(key), options)
     check_destination(model.name, destination)
     target = os.fspath(destination)
     if not model.is_directory:

@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from strongroom.crypto.secret import SecretBytes
 
-__all__ = ["BUNDLE_SIZE", "DEK_SIZE", "MAC_SIZE", "ModelKeys"]
+__all__ = ["BUNDLE_SIZE", "DEK_SIZE", "MAC_SIZE", "ModelKeys", "gramine_wrap_key"]
 
 DEK_SIZE: Final = 32
 BUNDLE_SIZE: Final = 16
@@ -17,12 +17,23 @@ MAC_SIZE: Final = 32
 _HEADER: Final = b"strongroom/v1/header"
 _PAYLOAD: Final = b"strongroom/v1/payload"
 _FILE: Final = b"strongroom/v1/file"
+_GRAMINE: Final = b"strongroom/v1/gramine-wrap-key"
+_GRAMINE_SIZE: Final = 16
 
 
-def _hkdf(ikm: SecretBytes, salt: bytes, info: bytes) -> SecretBytes:
-    key = SecretBytes.zeros(32)
-    HKDF(hashes.SHA256(), 32, salt, info).derive_into(ikm.buffer, key.buffer)
+def _hkdf(ikm: SecretBytes, salt: bytes, info: bytes, size: int = 32) -> SecretBytes:
+    key = SecretBytes.zeros(size)
+    HKDF(hashes.SHA256(), size, salt, info).derive_into(ikm.buffer, key.buffer)
     return key
+
+
+def gramine_wrap_key(dek: SecretBytes, bundle: bytes) -> SecretBytes:
+    """The wrap key of a model's files where Gramine keeps them: 16 bytes, since it knows AES-128 alone.
+
+    Whoever has the DEK and the bundle has it, so that a key server can hand it out; from it nobody
+    gets the DEK.
+    """
+    return _hkdf(dek, bundle, _GRAMINE, _GRAMINE_SIZE)
 
 
 class ModelKeys:

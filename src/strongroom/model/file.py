@@ -1,11 +1,22 @@
-"""A file of a sealed model as Python's file object."""
+"""A file of a sealed model: what is known of it, and Python's file object."""
 
 from __future__ import annotations
+
+from dataclasses import dataclass
 
 from strongroom.model.payload import Content
 from strongroom.model.random_access import RandomAccessFile
 
-__all__ = ["SealedFile"]
+__all__ = ["FileInfo", "SealedFile"]
+
+
+@dataclass(frozen=True, slots=True)
+class FileInfo:
+    """One file of a model: its path, the bytes of its plaintext, whether it is sealed or clear."""
+
+    path: str
+    size: int
+    sealed: bool
 
 
 class SealedFile(RandomAccessFile):

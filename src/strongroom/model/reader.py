@@ -6,13 +6,13 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives import constant_time
 
-from strongroom.crypto.derive import ModelKeys
+from strongroom.crypto.derive import ModelKeys, gramine_wrap_key
+from strongroom.crypto.secret import SecretBytes
 from strongroom.crypto.segments import SegmentCipher
 from strongroom.errors import (
     HeaderTampered,
@@ -32,7 +32,7 @@ from strongroom.format.limits import HEADER_ALIGNMENT, MAX_MANIFEST
 from strongroom.format.manifest import Entry, Manifest
 from strongroom.format.paths import MANIFEST, SEALED_SUFFIX
 from strongroom.keys.base import Identity, unwrap
-from strongroom.model.file import SealedFile
+from strongroom.model.file import FileInfo, SealedFile
 from strongroom.model.location import is_url, local
 from strongroom.model.memory import allocate, allocate_bytes, memory_file
 from strongroom.model.memory_directory import memory_directory, place_files
@@ -43,15 +43,6 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 __all__ = ["FileInfo", "SealedModel", "locate", "open_model", "read_area"]
-
-
-@dataclass(frozen=True, slots=True)
-class FileInfo:
-    """One file of a model: its path, the bytes of its plaintext, whether it is sealed or clear."""
-
-    path: str
-    size: int
-    sealed: bool
 
 
 def read_area(source: Source) -> HeaderArea:
@@ -349,6 +340,12 @@ class SealedModel:
             if not opened and self._tree is not None:
                 self._contents.pop(path).close()
         return self.size
+
+    def gramine_wrap_key(self) -> SecretBytes:
+        """The key under which Gramine keeps the files of this model: what a key server hands to it."""
+        if self._closed:
+            raise ValueError("the model is closed")
+        return gramine_wrap_key(self._keys.dek, self.bundle)
 
     def close(self) -> None:
         """Wipe the keys and close the files. What has been read stays with its reader."""

@@ -8,7 +8,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from strongroom import SecretBytes
-from strongroom.crypto.derive import ModelKeys
+from strongroom.crypto.derive import ModelKeys, gramine_wrap_key
 from strongroom.crypto.segments import SegmentCipher
 
 DEK = bytes(range(32))
@@ -41,6 +41,11 @@ def test_file_key():
     associated = b"strongroom/v1/file\x00" + BUNDLE + "größe/1".encode()
     assert keys.associated_data("größe/1") == associated
     assert bytes(keys.file_key("größe/1", salt).buffer) == hkdf(payload, salt, associated)
+
+
+def test_gramine_wrap_key():
+    key = gramine_wrap_key(SecretBytes(DEK), BUNDLE)
+    assert bytes(key.buffer) == hkdf(DEK, BUNDLE, b"strongroom/v1/gramine-wrap-key")[:16]
 
 
 @pytest.mark.parametrize(("dek", "bundle"), [(31, 16), (33, 16), (32, 15), (32, 17)])
