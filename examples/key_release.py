@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 from telling import PROGRAM, claim, console, run, show, step
@@ -47,10 +47,12 @@ def policy(version: int, mr_td: str) -> dict[str, object]:
     }
 
 
-def free_port() -> int:
-    with closing(socket.socket()) as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])
+def held_port() -> socket.socket:
+    """Nobody else is given the port of a socket that is bound; where it does not listen, a server may."""
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind(("127.0.0.1", 0))
+    return held
 
 
 @contextmanager
@@ -88,7 +90,8 @@ def release(folder: Path, plain: Path) -> None:
     claim("the node has an identity", subprocess.run(command, check=False).returncode == 0)
 
     step("A key server")
-    port = free_port()
+    held = held_port()
+    port = held.getsockname()[1]
     root_key = folder / "root.kek"
     words = ["--kek-key-file", root_key, "--insecure-test-roots", node, "--quiet"]
     done = run("keyserver", "init", server, "--url", f"https://localhost:{port}", *words)
@@ -101,7 +104,7 @@ def release(folder: Path, plain: Path) -> None:
         ready=["policy", "show"],
         **owner,
     )
-    with running:
+    with held, running:
         serve(folder, plain, sealed, port, owner)
 
 

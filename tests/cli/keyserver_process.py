@@ -9,13 +9,9 @@ import subprocess
 import time
 from pathlib import Path
 
+from ports import held_port
+
 from .conftest import PROGRAM, TIMEOUT
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 class KeyServerProcess:
@@ -27,7 +23,7 @@ class KeyServerProcess:
     """
 
     def __init__(self, place: Path, *options: object) -> None:
-        self._port = free_port()
+        self._port = held_port()
         url = f"https://localhost:{self._port}"
         wanted = ["--url", url, "--kek-key-file", f"{place}.kek", "--json", *map(str, options)]
         made = subprocess.run(

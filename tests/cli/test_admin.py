@@ -14,10 +14,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from ports import held_port
 from strongroom.format.encoding import b64url
 
 from .conftest import Terminal
-from .keyserver_process import KeyServerProcess, free_port
+from .keyserver_process import KeyServerProcess
 
 pytest.importorskip("fastapi", reason="a key server needs the extra [keyserver]")
 
@@ -351,7 +352,7 @@ def test_a_key_sealed_for_another_server_does_not_open(cli, admin, server, here,
 
 def test_a_server_that_is_down_is_unavailable(cli, server, here, monkeypatch):
     other = json.loads(server.profile.read_text())
-    other["url"] = f"https://localhost:{free_port()}"
+    other["url"] = f"https://localhost:{held_port()}"
     (here / "down.json").write_text(json.dumps(other))
     monkeypatch.setattr("time.sleep", lambda seconds: None)
     assert cli("keys", "list", "--server", here / "down.json").code == 7

@@ -6,7 +6,6 @@ import http.client
 import json
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -32,6 +31,7 @@ from onnx_graphs import identity
 from release_stub import StubServer
 from sealed_models import MARK, X, seal
 
+from ports import held_port
 from strongroom.errors import UsageError
 from strongroom.serving.config import ClientRule
 from strongroom.serving.status import Code, RequestError
@@ -43,19 +43,11 @@ TOKEN = "a-token-of-a-client"
 LIMIT = 1 << 20
 
 
-def free_ports(count):
-    held = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in held]
-    for one in held:
-        one.close()
-    return ports
-
-
 class Server:
     """``python -m strongroom.integrations.kserve``."""
 
     def __init__(self, place, *arguments):
-        self.http, self.grpc = free_ports(2)
+        self.http, self.grpc = held_port(), held_port()
         self.log = place / "log"
         command = [sys.executable, "-m", "strongroom.integrations.kserve", "--model_name", "m"]
         command += [f"--http_port={self.http}", f"--grpc_port={self.grpc}", *map(str, arguments)]

@@ -9,7 +9,6 @@ import os
 import re
 import shutil
 import signal
-import socket
 import tempfile
 import warnings
 from pathlib import Path
@@ -31,6 +30,7 @@ from ray.serve.schema import ServeDeploySchema
 from release_stub import StubServer
 from sealed_models import MARK, X, seal
 
+from ports import held_port
 from strongroom.errors import UsageError
 from strongroom.integrations import ray as ours
 from strongroom.serving.config import ModelConfig
@@ -42,12 +42,6 @@ TOKEN = "a-token-of-a-client"
 SMALL = {"num_cpus": 0.1}
 
 
-def free_port():
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
-
-
 class Node:
     """One Ray with Serve, a key server and the cache that asks it."""
 
@@ -56,7 +50,7 @@ class Node:
         (place / "run").mkdir(mode=0o755)
         self.stub = StubServer(place / "stub")
         self.cache = Cache(place / "run" / "keys.sock", self.stub.profile_file).start()
-        self.port = free_port()
+        self.port = held_port()
 
     def start(self):
         ray.init(

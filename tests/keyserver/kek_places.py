@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+
+from ports import held_port
 
 SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
 PIN = "canary-pin-4821"
@@ -61,8 +62,7 @@ def pkcs11_source(softhsm):
 
 @pytest.fixture(scope="module")
 def moto():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = held_port()
     process = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-p", str(port)],
         stdout=subprocess.DEVNULL,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,9 +16,15 @@ import pytest
 from kek_places import tcti
 from servers import Server
 
+from ports import held_port
 from strongroom.pki.certificates import issue, new_ca
 
-PROGRAM = Path(sys.executable).with_name("strongroom")
+PROGRAM = (str(Path(sys.executable).with_name("strongroom")),)
+# A client asks five times a server that cannot answer, over ten seconds.
+HURRIED = (
+    *(sys.executable, "-c"),
+    "import time; time.sleep = lambda seconds: None; from strongroom.cli import main; main()",
+)
 PHRASE = "canary-phrase-9035"
 TIMEOUT = 60
 KINDS = ["passphrase", "key-file", "pkcs11", "aws-kms", "vault", "tpm"]
@@ -84,9 +89,9 @@ class Owner:
     environment: dict[str, str] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
 
-    def run(self, *words, expect=0, secret=None, new_secret=None):
+    def run(self, *words, expect=0, secret=None, new_secret=None, program=PROGRAM):
         """A command line; secrets come by descriptors, as a shell gives them with ``3< FILE``."""
-        command, descriptors = [str(PROGRAM), *map(str, words)], []
+        command, descriptors = [*program, *map(str, words)], []
         for option, value in (("--passphrase-fd", secret), ("--new-passphrase-fd", new_secret)):
             if value is not None:
                 reader, writer = os.pipe()
@@ -116,16 +121,11 @@ class Owner:
         return said
 
 
-def free_port():
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
-
-
 class World(Owner):
     """A server, its owner, and a machine that serves, known by its client certificate."""
 
     def make(self, place):
-        url = f"https://localhost:{free_port()}"
+        url = f"https://localhost:{held_port()}"
         if place.source.startswith("file:"):
             path = place.source.removeprefix("file:")
             options = ["--kek-key-file", path] if place.secret is None else []
@@ -208,7 +208,7 @@ def test_a_root_key_of_every_kind_from_init_to_another(kind, place, world):
     ready(world)
     if here.away is not None:
         with here.away():
-            said = world.as_node("verify", "two.sealed", expect=7)
+            said = world.as_node("verify", "two.sealed", expect=7, program=HURRIED)
             assert "cannot" in said
             assert world.server.ask("GET", "/readyz").status == 200
         world.as_node("verify", "two.sealed")
@@ -222,7 +222,7 @@ def test_a_root_key_of_every_kind_from_init_to_another(kind, place, world):
     config = ["-c", "keys/keyserver.toml"]
     said = world.run("keyserver", "rotate-kek", *config, "--to", other.source, new_secret=other.secret)
     assert other.source in said
-    world.as_node("verify", "two.sealed", expect=7)
+    world.as_node("verify", "two.sealed", expect=7, program=HURRIED)
     assert world.server.stop() == 0
     world.run("keyserver", "verify", *config, expect=4)
     world.reconfigure(other)
