@@ -1,6 +1,9 @@
 import base64
+import functools
 import json
 import string
+from enum import StrEnum
+from typing import NamedTuple
 
 import pytest
 from hypothesis import given
@@ -151,10 +154,34 @@ def test_a_canonical_form_is_read_back_and_is_the_same_again(value):
     back = json.loads(content)
     assert back == json.loads(json.dumps(value))
     assert canonical_json(back) == content
+    # Whatever has written it, these are the bytes of the standard library.
+    standard = json.dumps(value, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    assert content == standard.encode()
 
 
 class Text(str):
     pass
+
+
+class Names(dict):
+    pass
+
+
+class Number(int):
+    pass
+
+
+class List(list):
+    pass
+
+
+class Pair(NamedTuple):
+    one: int
+    other: str
+
+
+class State(StrEnum):
+    GONE = "gone"
 
 
 @pytest.mark.parametrize(
@@ -166,8 +193,17 @@ class Text(str):
         ),
         ({"a": {"_": {}, "Z": [], "1": ()}}, '{"a":{"1":[],"Z":[],"_":{}}}'),
         ({Text("b"): Text("x"), "a": -(2**53) + 1}, '{"a":-9007199254740991,"b":"x"}'),
+        ({"a": [Names(c="x", b=1), Number(7), State.GONE]}, '{"a":[{"b":1,"c":"x"},7,"gone"]}'),
+        ([Pair(1, "x"), List([2])], '[[1,"x"],[2]]'),
+        (
+            "".join(map(chr, range(0x20))) + '\x7f"\\/',
+            '"' + r"\u0000\u0001\u0002\u0003\u0004\u0005\u0006\u0007\b\t\n\u000b\f\r\u000e\u000f"
+            r"\u0010\u0011\u0012\u0013\u0014\u0015\u0016\u0017\u0018\u0019\u001a\u001b\u001c\u001d\u001e\u001f"
+            '\x7f\\"\\\\/"',
+        ),
+        (functools.reduce(lambda inner, _: [inner], range(300), 1), "[" * 300 + "1" + "]" * 300),
     ],
-    ids=["order", "nested", "subclasses"],
+    ids=["order", "nested", "subclasses", "heirs", "tuples", "escapes", "deep"],
 )
 def test_canonical_forms(value, content):
     assert canonical_json(value) == content.encode()
