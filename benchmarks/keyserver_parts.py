@@ -27,9 +27,9 @@ from typing import Any
 
 import uvicorn
 import uvloop
-from keyserver import BUNDLE, NAME, Machine, make
 from uvicorn.server import ServerState
 
+from keyserver import BUNDLE, NAME, Machine, make
 from strongroom.attest.sources import endorsement_source
 from strongroom.crypto.hpke import MLKEM768X25519
 from strongroom.crypto.secret import SecretBytes
@@ -48,7 +48,6 @@ from strongroom.keyserver.tls import protocol_class
 from strongroom.keyserver.trust import roots_of
 from strongroom.keyserver.verification import VerificationPool
 from strongroom.providers.keyserver.client import Attester
-from strongroom.providers.keyserver.profile import Profile
 from strongroom.release.answer import open_answer
 from strongroom.release.binding import WantedKey
 from strongroom.release.messages import Challenge, ReleaseRequest
