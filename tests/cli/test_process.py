@@ -39,7 +39,7 @@ def test_the_verbs():
         path[0]: {one[1] for one in ALL if len(one) == 2 and one[0] == path[0]} for path in ALL if path
     }
     assert groups["plumbing"] == {"header", "probe", "tink-keyset", "vectors"}
-    assert groups["attest"] == {"collect", "verify", "show"}
+    assert groups["attest"] == {"collect", "verify", "show", "sgx-measure"}
     assert groups["keys"] == {"add", "list", "show", "rotate", "revoke", "destroy"}
     assert groups["audit"] == {"tail", "verify", "export"}
     assert groups["nodes"] == {"list", "evict", "admit", "enrol-tpm"}

@@ -19,7 +19,7 @@ from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.limits import MAX_ENDORSEMENTS
 from strongroom.attest.roots import Roots, production
 from strongroom.attest.verify import Context, verify
-from strongroom.cli import attest_collect, attest_show
+from strongroom.cli import attest_collect, attest_measure, attest_show
 from strongroom.cli.attest_files import Kind, read_evidence, read_limited
 from strongroom.cli.attest_show import flat, value_rows
 from strongroom.cli.policy_files import read_policy
@@ -269,3 +269,4 @@ def _not_acceptable(decision: Decision) -> NotAcceptable:
 verb(app, "verify", attest_verify, _EXAMPLES)
 attest_show.register(app)
 attest_collect.register(app)
+attest_measure.register(app)
