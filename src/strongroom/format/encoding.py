@@ -111,14 +111,12 @@ def parse_json(data: bytes) -> dict[str, Any]:
         ValueError: anything else; says which, as a predicate.
     """
     try:
-        text = data.decode("utf-8")
-        value = _DECODER.decode(text)
+        value = _compact_json()(data)
+        if value is None:
+            value = _parse_slowly(data)
         # With so few brackets it cannot be; counting them takes a twentieth of looking.
-        if text.count("{") + text.count("[") > MAX_JSON_DEPTH:
+        if data.count(b"{") + data.count(b"[") > MAX_JSON_DEPTH:
             _check_depth(value, MAX_JSON_DEPTH)
-        if "\\u" in text:
-            # Only so can a lone surrogate be said, which could not be written again.
-            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except UnicodeError:
         raise ValueError("is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -129,6 +127,36 @@ def parse_json(data: bytes) -> dict[str, Any]:
         raise ValueError("is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("is not a JSON object")
+    return value
+
+
+@cache
+def _compact_json() -> Callable[[bytes], Any]:
+    """What reads JSON that is written in the shortest way, in a third of the time; of other it gives None.
+
+    What orjson writes of what it has read has no duplicate key, no NaN and no escape that is not
+    needed. Where that is what came, so has what came.
+    """
+    orjson = _orjson()
+    if orjson is None:
+        return lambda data: None
+
+    def read(data: bytes) -> Any:
+        try:
+            value = orjson.loads(data)
+            return value if orjson.dumps(value) == data else None
+        except (ValueError, TypeError):
+            return None
+
+    return read
+
+
+def _parse_slowly(data: bytes) -> Any:
+    text = data.decode("utf-8")
+    value = _DECODER.decode(text)
+    if "\\u" in text:
+        # Only so can a lone surrogate be said, which could not be written again.
+        json.dumps(value, ensure_ascii=False).encode("utf-8")
     return value
 
 
@@ -164,19 +192,27 @@ def canonical_json(value: Any) -> bytes:
     return _sorted_json()(value)
 
 
+def _orjson() -> Any:
+    try:
+        import orjson
+    except ModuleNotFoundError:  # the core needs nothing but cryptography
+        return None
+    return orjson
+
+
 @cache
 def _sorted_json() -> Callable[[Any], bytes]:
     """What writes values that have been checked: of those, orjson makes the same bytes, in a tenth of the
     time (2 µs for a record of a release).
     """
-    try:
-        import orjson
-    except ModuleNotFoundError:
+    orjson = _orjson()
+    if orjson is None:
         return _sorted
 
     def fast(value: Any) -> bytes:
         try:
-            return orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+            written: bytes = orjson.dumps(value, option=orjson.OPT_SORT_KEYS)
+            return written
         except TypeError:
             # What it does not take: lone surrogates, heirs of tuple, very deep trees.
             return _sorted(value)

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from strongroom.errors import Malformed
+from strongroom.format import encoding
 from strongroom.format.encoding import b64url, canonical_json, dump_json, load_json, unb64url
 
 ALPHABET = string.ascii_letters + string.digits + "-_"
@@ -111,6 +112,7 @@ def test_json_round_trip(value):
         (b"\xef\xbb\xbf{}", "is not JSON"),
         ('{"a":"ä"}'.encode("latin-1"), "is not UTF-8"),
         (b'{"a":' + b"[" * 32 + b"]" * 32 + b"}", "nested too deeply"),
+        (b'{"a":' * 32 + b"[]" + b"}" * 32, "nested too deeply"),
         (b'{"a":' * 200000, "nested too deeply"),
         (b'{"a":' + b"[" * 200000 + b"]" * 200000 + b"}", "nested too deeply"),
     ],
@@ -120,6 +122,31 @@ def test_json_refused(data, problem):
         load_json(data, "header")
     assert caught.value.field == "header"
     assert len(str(caught.value)) < 300
+
+
+TEXTS = st.sampled_from(
+    ['{"a":1,"a":2}', '{"a":-0}', '{"a":1.50}', '{"a":1E2}', '{"a":1e-7}', '{"a":5e-324}', '{"a":-0.0}']
+) | st.builds(
+    lambda value, spaces, plain: json.dumps(
+        value, separators=(", ", ": ") if spaces else (",", ":"), ensure_ascii=not plain
+    ),
+    st.dictionaries(st.text(), JSON, max_size=5),
+    st.booleans(),
+    st.booleans(),
+)
+CUTS = st.tuples(
+    st.integers(0, 200), st.integers(0, 200), st.sampled_from(["", '"', ",", "1", '"a":1,'])
+)
+
+
+@given(TEXTS, CUTS)
+def test_what_is_read_does_not_depend_on_what_reads_it(text, cut):
+    begin, size, instead = cut
+    for one in (text, text[:begin] + instead + text[begin + size % 3 :]):
+        data = one.encode("utf-8", "surrogatepass")
+        quickly = encoding._compact_json()(data)
+        if quickly is not None:
+            assert repr(quickly) == repr(encoding._parse_slowly(data))
 
 
 def test_deepest_json():
