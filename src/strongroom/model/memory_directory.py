@@ -15,7 +15,7 @@ from strongroom.errors import StorageError, os_errors
 if TYPE_CHECKING:
     from strongroom.model.reader import SealedModel
 
-__all__ = ["memory_directory", "place_files"]
+__all__ = ["check_memory", "memory_directory", "place_files"]
 
 _PARENT: Final = "/dev/shm"  # noqa: S108 - checked to be memory before use
 _TMPFS: Final = 0x01021994
@@ -28,6 +28,27 @@ def _in_memory(path: str) -> bool:
     found = (ctypes.c_ulong * 32)()
     status: int = ctypes.CDLL(None, use_errno=True).statfs(os.fsencode(path), found)
     return status == 0 and found[0] in (_TMPFS, _RAMFS)
+
+
+def check_memory(parent: str, size: int) -> None:
+    """Make sure that ``parent`` is a file system in memory, with room for ``size`` bytes.
+
+    Raises:
+        StorageError: it is not, or has not.
+    """
+    if not _in_memory(parent):
+        raise StorageError(
+            f"{parent} is not a file system in memory; nothing is written there.",
+            hint=f"Mount one: mount -t tmpfs -o mode=1777 tmpfs {parent}",
+        )
+    with os_errors(parent):
+        room = os.statvfs(parent)
+    # Without blocks at all: a ramfs, or a tmpfs with no limit.
+    if room.f_blocks and room.f_bavail * room.f_frsize < size:
+        raise StorageError(
+            f"{parent} has no room for {size} bytes.",
+            hint="Make it larger (docker run --shm-size, or mount -o remount,size=…).",
+        )
 
 
 @contextmanager
@@ -43,18 +64,7 @@ def memory_directory(size: int = 0, parent: str = _PARENT) -> Iterator[str]:
     Raises:
         StorageError: ``parent`` is not a file system in memory, or has no room.
     """
-    if not _in_memory(parent):
-        raise StorageError(
-            f"{parent} is not a file system in memory; nothing is written there.",
-            hint=f"Mount one: mount -t tmpfs -o mode=1777 tmpfs {parent}",
-        )
-    with os_errors(parent):
-        room = os.statvfs(parent)
-    if room.f_bavail * room.f_frsize < size:
-        raise StorageError(
-            f"{parent} has no room for {size} bytes.",
-            hint="Make it larger (docker run --shm-size, or mount -o remount,size=…).",
-        )
+    check_memory(parent, size)
     with os_errors(parent):
         path = tempfile.mkdtemp(prefix=f"strongroom-{os.getpid()}-", dir=parent)  # 0700
     try:
