@@ -18,6 +18,7 @@ from strongroom.cli import (
     keys,
     keyserver,
     loadtest,
+    mount,
     nodes,
     pki,
     plumbing,
@@ -89,7 +90,7 @@ def program(
     """The program itself."""
 
 
-for _module in (keygen, seal, unseal, inspect, verify, rewrap, transfer, serve, bench, loadtest):
+for _module in (keygen, seal, unseal, inspect, verify, rewrap, transfer, serve, mount, bench, loadtest):
     _module.register(app)
 for _group in (attest, policy, keyserver, keycache, keys, audit, nodes, tokens, pki):
     app.add_typer(_group.app)

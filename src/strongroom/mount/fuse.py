@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -62,12 +63,14 @@ class Mount:
         self._server = server
 
     def wait(self, seconds: float | None = None) -> bool:
-        """Wait until somebody unmounts it, or :meth:`stop`; whether that was so."""
-        return self._server.ended.wait(seconds)
+        """Wait until somebody unmounts it; whether that was so."""
+        poll = select.poll()
+        poll.register(self.fileno(), select.POLLIN)
+        return bool(poll.poll(None if seconds is None else seconds * 1000))
 
-    def stop(self) -> None:
-        """Let :meth:`wait` return; from signal handlers too."""
-        self._server.ended.set()
+    def fileno(self) -> int:
+        """A descriptor that can be read when somebody has unmounted it, to be polled among others."""
+        return self._server.ended
 
 
 def _mount_entry(directory: str) -> str | None:
@@ -249,6 +252,7 @@ def mounted(
         cache.drop()
         if server.join(_JOIN_SECONDS):
             os.close(device)
+            os.close(server.ended)
 
 
 def _end(directory: str, server: Server) -> None:

@@ -44,16 +44,19 @@ class Server:
     """Serves one connection to the kernel until it ends.
 
     Args:
-        device: descriptor of ``/dev/fuse``; who made it closes it, after :meth:`join`.
+        device: descriptor of ``/dev/fuse``; who made it closes it and :attr:`ended`, after :meth:`join`.
         page_cache: whether the kernel may keep what it has read.
         everybody: whether other users than this one may read.
         cache: of plaintext.
+
+    Attributes:
+        ended: a descriptor that can be read when the connection has ended.
     """
 
     def __init__(
         self, tree: Tree, device: int, *, page_cache: bool, everybody: bool, cache: BlockCache
     ) -> None:
-        self.ended = threading.Event()
+        self.ended = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._tree = tree
         self._device = device
         self._page_cache = page_cache
@@ -112,7 +115,7 @@ class Server:
                     raw = os.read(self._device, protocol.BUFFER)
                 except OSError as error:
                     if error.errno in _GONE:
-                        self.ended.set()
+                        os.eventfd_write(self.ended, 1)
                         return
                     if error.errno in {errno.ENOENT, errno.EINTR, errno.EAGAIN}:  # given up meanwhile
                         continue
