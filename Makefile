@@ -39,7 +39,7 @@ venv: $(VENV)/.complete ## .venv with every framework and all tools; 6 GB
 
 # What the tests run for real, as command → package.
 DEBIAN := strace=strace gcore=gdb g++=g++ postgres=postgresql swtpm=swtpm swtpm_setup=swtpm-tools \
-	tpm2_quote=tpm2-tools softhsm2-util=softhsm2 systemd-analyze=systemd tss2.h=libtss2-dev
+	tpm2_quote=tpm2-tools softhsm2-util=softhsm2 systemd-analyze=systemd fusermount3=fuse3 tss2.h=libtss2-dev
 # PostgreSQL's server is not on Debian's PATH.
 FIND_COMMAND := PATH="$$PATH:$$(ls -d /usr/lib/postgresql/*/bin 2>/dev/null | tail -n 1)" command -v
 
