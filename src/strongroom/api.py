@@ -289,7 +289,7 @@ def export_model(
             plain=plain,
             insecure_legacy=insecure_legacy,
             overwrite=overwrite,
-        )
+        ).files
 
 
 def load(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from typing import Annotated, Any
 
@@ -59,6 +60,7 @@ strongroom import model.pt.jwe --from kserve-jwe --source-key key.jwk -o model.p
 """
 _EXPORTS = """
 strongroom export model.sealed --to gramine --target-key wrap_key -O path=enc_files -o enc_files -k key.txt
+strongroom export model.sealed --to gramine --target-key model: -O path=models/net -O mount=/models/net -o models/net
 strongroom export model.pt.sealed --to kserve-jwe --target-key key.jwk -o model.pt.jwe -k key.txt
 strongroom export model.sealed --to laiye --target-key aes.key --insecure-legacy --plain 'variables/*' -o 1 -k key.txt
 """
@@ -207,6 +209,7 @@ def export(
     """Write a sealed model in the format of another system.
 
     Plaintext lies in memory only, but for files that --plain names. DST is complete or not there.
+    What that system must be told to read it, such as the mounts of a Gramine manifest, is printed.
     """
     if json and output == "-":
         raise UsageError("With -o - the file is on standard output, and no JSON can be.")
@@ -232,7 +235,8 @@ def export(
                 "source": shown(source),
                 "destination": shown(output),
                 "format": format,
-                "files": written,
+                "files": written.files,
+                "configuration": written.configuration,
                 "size": size,
                 "seconds": round(seconds, 6),
             }
@@ -240,10 +244,13 @@ def export(
     elif not quiet:
         note(
             f"Exported {shown(source)} to {shown(output, 'standard output')}: "
-            f"{_files(len(written))}, {size_text(size)} in {seconds:.2f} s "
+            f"{_files(len(written.files))}, {size_text(size)} in {seconds:.2f} s "
             f"({rate_text(size, seconds)})."
         )
         note(codec(format).unprotected, label="note: ")
+        if written.configuration:
+            # To be pasted or redirected, where standard output does not take the file.
+            print(written.configuration, end="", file=sys.stderr if output == "-" else sys.stdout)
 
 
 def register(app: typer.Typer) -> None:

@@ -121,6 +121,16 @@ class Codec(ABC):
         """The path that an export of a file of a model gets."""
         return path + self.suffix
 
+    def configuration(self, destination: str, encrypted: Sequence[str], clear: Sequence[str]) -> str:
+        """What the foreign system must be told to read an export, as its configuration has it.
+
+        Args:
+            destination: where it went, as the user wrote it.
+            encrypted: paths in the model of what was encrypted; empty for an export of one file.
+            clear: paths of what was not.
+        """
+        return ""
+
     @abstractmethod
     def decrypt(self, source: Source, path: str) -> Sequence[PlainFile]:
         """The plaintexts in one foreign file: mostly one, called :meth:`plain_path` of ``path``.

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import binascii
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import ClassVar, Final
 
@@ -40,6 +41,8 @@ from strongroom.model.storage import LocalSource, Source
 __all__ = ["GramineCodec", "parse_key"]
 
 _MOST: Final = 64
+_KEY_NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
+"""Not with an underscore first: so begin the sealing keys of the processor, which are nobody's to hand out."""
 _HEX: Final = b"0123456789abcdefABCDEF"
 
 
@@ -75,6 +78,9 @@ class GramineCodec(Codec):
     options: ClassVar[Mapping[str, str]] = {
         "path": "where Gramine opens it: the host path in the manifest, of the file or, for a directory, of that; "
         "by default an import takes any, and an export the destination as it was written",
+        "mount": "where the application sees it, for the lines of the manifest that an export prints; by default "
+        "the host path, from the root",
+        "key_name": "how the manifest calls the wrap key, for the same; default, by default",
         "version": "2 (the default), or 1 for Gramine before 1.9, which 1.9 reads too",
         "processes": "how many decrypt or encrypt a local file; by default as many as processors, up to 8, for a "
         "file of at least 256 MiB where there are 4 or more",
@@ -88,6 +94,12 @@ class GramineCodec(Codec):
         self._path = self.given.get("path")
         if self._path is not None:
             checked_path(self._path)
+        self._mount = self.given.get("mount")
+        if self._mount is not None:
+            self._mount = _mount_point(self._mount)
+        self._key_name = self.given.get("key_name", "default")
+        if not _KEY_NAME.fullmatch(self._key_name):
+            raise UsageError(f"{self._key_name!r} cannot name a wrap key in a manifest.")
         version = self.given.get("version", "2")
         if version not in ("1", "2"):
             raise UsageError(f"Gramine's files have no version {version!r}.", hint="It is 1 or 2.")
@@ -131,6 +143,17 @@ class GramineCodec(Codec):
 
         return process_count(size, self._processes)
 
+    def configuration(self, destination: str, encrypted: Sequence[str], clear: Sequence[str]) -> str:
+        from strongroom.compat.gramine_manifest import manifest_lines
+
+        uri = checked_path(destination if self._path is None else self._path)
+        try:
+            text = uri.decode()
+        except UnicodeDecodeError:
+            return ""  # a manifest is UTF-8, and cannot name it
+        mount = self._mount or normal_path(b"/" + uri).decode()
+        return manifest_lines(text, mount, self._key_name, encrypted, clear)
+
     def encrypt(self, content: Content, destination: str, output: Output) -> None:
         path = self._embedded(destination)
         with os_errors(destination):
@@ -147,6 +170,18 @@ class GramineCodec(Codec):
         if self.root is not None:
             return checked_path(self._path + destination.removeprefix(self.root))
         return checked_path(self._path)
+
+
+def _mount_point(path: str) -> str:
+    try:
+        found = normal_path(path.encode()).decode()
+    except UnicodeEncodeError:
+        found = ""
+    if not path.startswith("/") or found == "/" or "\0" in path:
+        raise UsageError(
+            f"{path!r} is no mount point.", hint="Give an absolute path, such as mount=/models/resnet."
+        )
+    return found
 
 
 def checked_path(path: str) -> bytes:

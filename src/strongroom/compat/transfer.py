@@ -20,7 +20,15 @@ from strongroom.model.output import open_file_output, open_tree_output
 from strongroom.model.reader import SealedModel
 from strongroom.model.seal import SealJob, check_destination, seal_files
 
-__all__ = ["OF_MODEL", "ForeignKey", "ImportPlan", "export_model", "plan_import", "read_foreign_key"]
+__all__ = [
+    "OF_MODEL",
+    "Export",
+    "ForeignKey",
+    "ImportPlan",
+    "export_model",
+    "plan_import",
+    "read_foreign_key",
+]
 
 ForeignKey = str | os.PathLike[str] | bytes | bytearray | SecretBytes
 """A key of a foreign system: the path of its key file, ``env:NAME``, or what such a file holds."""
@@ -195,6 +203,19 @@ def _decrypted(made: Codec, file: files_of.PlainFile) -> list[StreamedFile]:
     return [streamed(number, path) for number, path in enumerate(paths)]
 
 
+@dataclass(frozen=True)
+class Export:
+    """What an export has done.
+
+    Attributes:
+        files: paths in the directory, or the destination of one file.
+        configuration: what the foreign system must be told to read it, or nothing.
+    """
+
+    files: list[str]
+    configuration: str
+
+
 def export_model(
     model: SealedModel,
     destination: str | os.PathLike[str],
@@ -205,8 +226,8 @@ def export_model(
     plain: Sequence[str] = (),
     insecure_legacy: bool = False,
     overwrite: bool = False,
-) -> list[str]:
-    """Write an open model in a foreign format, and return the paths that it got there.
+) -> Export:
+    """Write an open model in a foreign format.
 
     Args:
         key: of the foreign system; :data:`OF_MODEL` derives it from that of the model.
@@ -238,7 +259,7 @@ def export_model(
         except BaseException:
             output.abort()
             raise
-        return [target]
+        return Export([target], made.configuration(target, [], []))
     made.root = target.rstrip("/")
     clear = {path for path in model.files if _matches(path, plain)}
     for path in model.files:
@@ -248,7 +269,7 @@ def export_model(
                 hint=f"To write it in clear: --plain {path} (plain=[…]).",
             )
     tree = open_tree_output(destination, overwrite=overwrite, private=bool(clear))
-    written = []
+    written: list[str] = []
     try:
         for path in model.files:
             name = path if path in clear else made.foreign_path(path)
@@ -267,4 +288,5 @@ def export_model(
     except BaseException:
         tree.abort()
         raise
-    return written
+    encrypted = [path for path in model.files if path not in clear]
+    return Export(written, made.configuration(made.root, encrypted, sorted(clear)))
