@@ -12,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from ports import held_port
 from strongroom.crypto.hpke import MLKEM768X25519
 from strongroom.crypto.secret import SecretBytes
 from strongroom.format.encoding import b64url, unb64url_text
@@ -53,7 +54,7 @@ class StubServer:
         self.status, self.headers = None, {}
         self.asked, self.requests, self.ended = [], [], []
         self.tokens = []
-        self.http, self.port = None, 0
+        self.http, self.port = None, held_port()
         self.start()
         token = directory / "token"
         token.write_text(TOKEN + "\n")
@@ -93,7 +94,7 @@ class StubServer:
         self.keys.setdefault(name, []).append((bundle, dek))
         return dek
 
-    def start(self, port=None):
+    def start(self):
         stub = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -126,8 +127,7 @@ class StubServer:
                 return connection, address
 
         self.open = []
-        self.http = Server(("127.0.0.1", port or self.port), Handler)
-        self.port = self.http.server_port
+        self.http = Server(("127.0.0.1", self.port), Handler)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_3
         context.load_cert_chain(self.pem)

@@ -14,6 +14,7 @@ from sealed_server import Serve
 from test_front_grpc import call, infer
 
 import strongroom
+from ports import held_port
 from strongroom.serving.messages import message
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "keyserver"))
@@ -27,10 +28,10 @@ PATH = "/v1/models/m:predict"
 
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory):
-    """A key server that is somewhere else after each start no more."""
-    made = Server.make(tmp_path_factory.mktemp("keys"), pki=new_pki()).start()
-    made.configure("listen", port=made.port)
-    yield made
+    """A key server that is at the same place after each start."""
+    made = Server.make(tmp_path_factory.mktemp("keys"), pki=new_pki())
+    made.configure("listen", port=held_port())
+    yield made.start()
     if made.process is not None:
         made.stop()
 

@@ -13,6 +13,7 @@ import pytest
 from front_process import Pki, Server
 from test_front_tls import grpc_answers, rest_answers, shown
 
+from ports import held_port
 from strongroom.errors import NoMatchingRecipient, UsageError
 from strongroom.serving.settings import Tls
 from strongroom.serving.tls import Certificates
@@ -43,8 +44,9 @@ def strongroom(*words, **environment):
 def keys(tmp_path_factory):
     """A key server that is at the same place after each start, and the profiles of who asks it."""
     place = tmp_path_factory.mktemp("keys")
-    made = servers.Server.make(place, pki=servers.new_pki()).start()
-    made.configure("listen", port=made.port)
+    made = servers.Server.make(place, pki=servers.new_pki())
+    made.configure("listen", port=held_port())
+    made.start()
     try:
         made.put_policy(keys=["server-tls"])
         token = place / "token"
