@@ -24,6 +24,7 @@ from strongroom.cli import (
     plumbing,
     policy,
     rewrap,
+    run,
     seal,
     serve,
     tokens,
@@ -90,7 +91,20 @@ def program(
     """The program itself."""
 
 
-for _module in (keygen, seal, unseal, inspect, verify, rewrap, transfer, serve, mount, bench, loadtest):
+for _module in (
+    keygen,
+    seal,
+    unseal,
+    inspect,
+    verify,
+    rewrap,
+    transfer,
+    serve,
+    mount,
+    run,
+    bench,
+    loadtest,
+):
     _module.register(app)
 for _group in (attest, policy, keyserver, keycache, keys, audit, nodes, tokens, pki):
     app.add_typer(_group.app)

@@ -1,0 +1,120 @@
+"""Models as files in memory, where FUSE is not allowed; and the directory that a run has for itself."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Final
+
+from strongroom.errors import StorageError, os_errors
+from strongroom.model.memory_directory import check_memory
+from strongroom.model.owned_directory import OwnedDirectory, sweep
+from strongroom.mount.private import detach, mount_memory
+from strongroom.mount.tree import Node, Tree
+
+__all__ = ["clear", "placed", "remove", "run_directory"]
+
+_PARENT: Final = "/dev/shm"  # noqa: S108 - checked to be memory before use
+_PREFIX: Final = "strongroom-run-"
+_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+@contextmanager
+def run_directory() -> Iterator[str]:
+    """A new directory in memory that only this user can enter, removed with all in it.
+
+    What runs have left that were killed with all their processes goes first.
+
+    Raises:
+        StorageError: there is no file system in memory, or what was left cannot be removed.
+    """
+    sweep(_PARENT, _PREFIX)
+    owned = OwnedDirectory(_PARENT, _PREFIX)
+    try:
+        yield owned.path
+    finally:
+        remove(owned.path)
+        owned.remove()
+
+
+def remove(path: str) -> None:
+    """Remove the directory of a run whose processes have ended."""
+    detach(path)
+    for folder, _, files in os.walk(path):
+        for name in files:
+            # Gives the memory back even where somebody has the file open.
+            place = os.path.join(folder, name)
+            with suppress(OSError):
+                os.chmod(place, 0o600)
+                os.truncate(place, 0)
+    shutil.rmtree(path, ignore_errors=True)
+
+
+def clear(directory: str) -> None:
+    """Remove what is in a directory. Files that are open or mapped stay with their users.
+
+    Nothing is overwritten: a server would read zeros where its weights were.
+
+    Raises:
+        StorageError: not all could be removed.
+    """
+    with os_errors(directory):
+        for entry in os.scandir(directory):
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            else:
+                os.unlink(entry.path)
+
+
+def placed(tree: Tree, directory: str, *, private: bool, native_code: bool = False) -> None:
+    """Write all files of ``tree`` below ``directory``; each byte has been authenticated then.
+
+    Args:
+        private: mount a file system in memory there that is never swapped, for this mount namespace
+            alone. Otherwise ``directory`` lies in memory.
+        native_code: let machine code be run and mapped from it.
+
+    Raises:
+        IntegrityError, FormatError: a model is not authentic.
+        StorageError: there is not enough memory.
+    """
+    if private:
+        with os_errors(directory):
+            mount_memory(directory, native_code=native_code)
+        _check_available(tree.size)
+    else:
+        check_memory(directory, tree.size)
+    for node in tree:
+        _place(node, os.path.join(directory, node.path))
+
+
+def _check_available(size: int) -> None:
+    # Ramfs would take memory until there is none.
+    with open("/proc/meminfo", encoding="ascii") as file:
+        said = dict(line.split(":", 1) for line in file)
+    available = int(said["MemAvailable"].split()[0]) << 10
+    if available < size:
+        raise StorageError(f"The models take {size} bytes of memory, and {available} are available.")
+
+
+def _place(node: Node, path: str) -> None:
+    with os_errors(path):
+        if node.is_folder:
+            if node.path:
+                os.mkdir(path)
+                os.chmod(path, 0o755)  # noqa: S103 - the directory of the run decides who gets here
+            return
+        descriptor = os.open(path, _FILE, 0o444)
+        try:
+            os.fchmod(descriptor, 0o444)
+
+            def write_at(offset: int, data: memoryview) -> None:
+                while data:
+                    count = os.pwrite(descriptor, data, offset)
+                    data, offset = data[count:], offset + count
+
+            node.content().copy_at(write_at)
+        finally:
+            os.close(descriptor)

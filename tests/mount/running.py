@@ -1,0 +1,130 @@
+"""``strongroom run`` as its users start it, and what it leaves behind."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from mounts import PROBLEM, PROGRAM, write_key_file
+
+import strongroom
+from strongroom.mount.private import Privacy
+
+TIMEOUT = 120
+SHM = Path("/dev/shm")
+
+# A user namespace in which there can be no further ones of some kinds: a container that does not allow them.
+_WEAKER = 'for one in $0; do echo 0 > /proc/sys/user/max_${one}_namespaces || exit 99; done; exec "$@"'
+
+
+def weaker(kinds):
+    """What to put before a command that may not make namespaces of these kinds."""
+    return ["unshare", "--user", "--map-root-user", "sh", "-c", _WEAKER, kinds]
+
+
+def wait_for(found, what="it"):
+    end = time.monotonic() + TIMEOUT
+    while not (value := found()):
+        assert time.monotonic() < end, f"{what} did not happen"
+        time.sleep(0.02)
+    return value
+
+
+def directories():
+    return {one for one in SHM.iterdir() if one.name.startswith("strongroom-run-")}
+
+
+def gone(processes):
+    """Wait until processes have ended, whoever is to reap them."""
+
+    def ended(one):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            return one.status() == psutil.STATUS_ZOMBIE
+        return True
+
+    for one in processes:
+        wait_for(lambda one=one: ended(one), f"the end of {one}")
+
+
+FILES = {"config.json": b"{}", "1/weights.bin": os.urandom(700_000), "empty": b""}
+SEGMENT = 65536
+
+
+def make_models(place):
+    """A key, ``m.sealed``, a directory of ``plain/``, and ``w.sealed``, a single file."""
+    key = write_key_file(place)
+    for path, data in FILES.items():
+        file = place / "plain" / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(data)
+    strongroom.seal(place / "plain", place / "m.sealed", key=key, segment_size=SEGMENT)
+    strongroom.seal(place / "plain/1/weights.bin", place / "w.sealed", key=key)
+    return place
+
+
+class Run:
+    """A run of a program that has models; its output is read line by line."""
+
+    def __init__(self, *arguments, before=(), stdin=subprocess.PIPE, **options):
+        self.process = subprocess.Popen(
+            [*before, PROGRAM, "run", *map(str, arguments)],
+            stdin=stdin,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            **options,
+        )
+        self.pid = self.process.pid
+
+    def line(self):
+        found = self.process.stdout.readline()
+        assert found, self.process.stderr.read()
+        return found.rstrip("\n")
+
+    def say(self, text=""):
+        self.process.stdin.write(text + "\n")
+        self.process.stdin.flush()
+
+    def below(self):
+        """The keeper first, the command and its children last."""
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def end(self):
+        """Exit code, and the rest of standard output and error."""
+        out, err = self.process.communicate(timeout=TIMEOUT)
+        return self.process.returncode, out, err
+
+    def close(self):
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGKILL)
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
+            if stream:
+                with contextlib.suppress(OSError):
+                    stream.close()
+        self.process.wait()
+
+
+def _privacy():
+    """What this machine allows, found by another process."""
+    code = "import sys; from strongroom.mount.private import possible; sys.exit(possible(sys.argv[1]))"
+    return subprocess.run([sys.executable, "-c", code, SHM], check=False).returncode
+
+
+NO_NAMESPACES = None if _privacy() == Privacy.PROCESSES else "namespaces are not allowed here"
+NO_FUSE = NO_NAMESPACES or PROBLEM
+needs_namespaces = pytest.mark.skipif(NO_NAMESPACES is not None, reason=str(NO_NAMESPACES))
+needs_fuse = pytest.mark.skipif(NO_FUSE is not None, reason=str(NO_FUSE))
+
+FUSE = pytest.param("fuse", marks=needs_fuse)
+BACKENDS = [FUSE, "tmpfs"]
+
+
+def environment(**more):
+    """Without strongroom's variables of whoever runs the tests."""
+    found = {name: value for name, value in os.environ.items() if not name.startswith("STRONGROOM_")}
+    return {**found, **more}
