@@ -76,7 +76,7 @@ def background(
             time.sleep(0.1)
         yield
     finally:
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGINT)  # as Ctrl-C; after SIGTERM it would wait for load balancers
         process.wait(30)
 
 

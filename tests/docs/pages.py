@@ -60,7 +60,9 @@ def script(page: Path, without: tuple[str, ...] = ()) -> str:
     Args:
         without: beginnings of commands that are left out.
     """
-    parts = ["set -eu -o pipefail", "trap 'kill $(jobs -p) 2>/dev/null || true' EXIT", "set -x"]
+    # A second signal: a key server does not wait for load balancers then.
+    end = "kill $(jobs -p) && kill -INT $(jobs -p)"
+    parts = ["set -eu -o pipefail", f"trap '{{ {end}; }} 2>/dev/null || true' EXIT", "set -x"]
     for block in blocks(page):
         if block.language == "python" and block.title:
             parts.append(f"cat > {block.title} <<'END-OF-FILE'\n{block.text}END-OF-FILE")
