@@ -38,9 +38,10 @@ class Block:
 
     Attributes:
         data: the plaintext; read it between :meth:`BlockCache.acquire` and :meth:`BlockCache.release` alone.
+        left: bytes that nobody has read yet.
     """
 
-    __slots__ = ("buffer", "data", "end", "error", "key", "ready", "start", "users")
+    __slots__ = ("buffer", "data", "end", "error", "key", "left", "ready", "start", "users")
 
     def __init__(self, key: tuple[int, int], start: int, end: int, buffer: memoryview) -> None:
         self.key = key
@@ -48,6 +49,7 @@ class Block:
         self.end = end
         self.buffer = buffer
         self.data = buffer[: end - start]
+        self.left = end - start
         self.users = 1
         self.ready = threading.Event()
         self.error: BaseException | None = None
@@ -68,6 +70,7 @@ class BlockCache:
         self._limit = limit
         self._lock = threading.Lock()
         self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
+        self._spent: list[Block] = []
         self._size = 0
 
     @property
@@ -93,12 +96,20 @@ class BlockCache:
             raise copy.copy(error)
         return block
 
-    def prefetch(self, node: Node, offset: int) -> None:
-        """Decrypt the block around ``offset``, if nobody has or does; its failures are for those who read it."""
-        block, mine = self._find(node, offset)
-        if mine:
-            self._fill(block, node)
-        self.release(block)
+    def prefetch(self, node: Node, offset: int, ahead: int) -> None:
+        """Decrypt the first block that is not there of those from ``offset`` on, as far as ``ahead`` goes.
+
+        Its failures are for those who read it.
+        """
+        end = min(offset + ahead, node.size)
+        while offset < end:
+            block, mine = self._find(node, offset)
+            offset = block.end
+            if mine:
+                self._fill(block, node)
+            self.release(block)
+            if mine:
+                return
 
     def _find(self, node: Node, offset: int) -> tuple[Block, bool]:
         """The block, and whether the caller is to fill it."""
@@ -125,7 +136,13 @@ class BlockCache:
             block.ready.set()
 
     def _room(self, size: int) -> memoryview:
-        """A buffer, that of the block which was used longest ago if it must be."""
+        """A buffer; that of a block that was read to its end, or if it must be, was used longest ago."""
+        while self._spent:
+            # Still in the processor's cache.
+            block = self._spent.pop()
+            if not block.users and self._blocks.get(block.key) is block and len(block.buffer) == size:
+                del self._blocks[block.key]
+                return block.buffer
         unused = (block for block in list(self._blocks.values()) if not block.users)
         while self._size + size > self._limit and (oldest := next(unused, None)):
             del self._blocks[oldest.key]
@@ -139,10 +156,13 @@ class BlockCache:
         _wipe(block.buffer)
         self._size -= len(block.buffer)
 
-    def release(self, block: Block) -> None:
-        """Nobody reads ``block.data`` after this."""
+    def release(self, block: Block, read: int = 0) -> None:
+        """Nobody reads ``block.data`` after this; ``read`` bytes of it were."""
         with self._lock:
             block.users -= 1
+            block.left -= read
+            if block.left <= 0 and not block.users:
+                self._spent.append(block)
             # It was dropped meanwhile.
             if not block.users and self._blocks.get(block.key) is not block:
                 self._discard(block)

@@ -198,12 +198,16 @@ def _open_and_mount(directory: str, options: list[str], flags: int) -> int:
     )
 
 
-def _set_readahead(directory: str) -> None:
+def _set_readahead(directory: str) -> bool:
     """Let the kernel ask for as much at once as it can; only root may, and without it all works, slower."""
     device = os.stat(directory).st_dev
     path = f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb"
-    with contextlib.suppress(OSError), open(path, "w") as file:
-        file.write(str(_READAHEAD >> 10))
+    try:
+        with open(path, "w") as file:
+            file.write(str(_READAHEAD >> 10))
+    except OSError:
+        return False
+    return True
 
 
 @contextmanager
@@ -242,7 +246,8 @@ def mounted(
     try:
         try:
             server.begin(_READAHEAD)
-            _set_readahead(place)
+            if _set_readahead(place):
+                server.read_ahead = not page_cache
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
             raise StorageError(f"{place}: the kernel does not answer: {reason}.") from None
