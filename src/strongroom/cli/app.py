@@ -29,6 +29,7 @@ from strongroom.cli import (
     serve,
     tokens,
     transfer,
+    triton,
     unseal,
     verify,
 )
@@ -106,6 +107,6 @@ for _module in (
     loadtest,
 ):
     _module.register(app)
-for _group in (attest, policy, keyserver, keycache, keys, audit, nodes, tokens, pki):
+for _group in (attest, policy, keyserver, keycache, keys, audit, nodes, tokens, pki, triton):
     app.add_typer(_group.app)
 app.add_typer(plumbing.app)
