@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hmac
 import mmap
 import os
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
-__all__ = ["SecretBytes", "keep_out_of_core_dumps", "wipe_bytes"]
+__all__ = ["SecretBytes", "advise", "keep_out_of_core_dumps", "wipe_bytes"]
 
 
 @cache
@@ -32,6 +33,21 @@ def _lock(memory: mmap.mmap) -> None:
         del anchor
     except (OSError, AttributeError):
         pass
+
+
+def advise(memory: mmap.mmap, name: str) -> None:
+    """``madvise(2)``, where the system knows this advice and has any.
+
+    In an enclave Gramine has none about core dumps: nobody outside could read one.
+    """
+    advice = getattr(mmap, name, None)
+    if advice is None:
+        return
+    try:
+        memory.madvise(advice)
+    except OSError as error:
+        if error.errno != errno.ENOSYS:
+            raise
 
 
 def keep_out_of_core_dumps() -> None:
@@ -89,8 +105,7 @@ class SecretBytes:
             raise ValueError("a secret has at least one byte")
         self._size = size
         self._memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-        if hasattr(mmap, "MADV_DONTDUMP"):
-            self._memory.madvise(mmap.MADV_DONTDUMP)
+        advise(self._memory, "MADV_DONTDUMP")
         _lock(self._memory)
 
     @classmethod

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import mmap
 import os
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, Final
 
+from strongroom.crypto.secret import advise
 from strongroom.errors import os_errors
 
 __all__ = ["BufferPool", "address_of", "allocate", "allocate_bytes", "memory_file"]
@@ -43,10 +45,8 @@ def allocate(size: int) -> memoryview:
     else:
         memory = mmap.mmap(-1, size + _HUGE, flags=flags)
         start = -address_of(memory) % _HUGE
-        if hasattr(mmap, "MADV_HUGEPAGE"):
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    if hasattr(mmap, "MADV_DONTDUMP"):
-        memory.madvise(mmap.MADV_DONTDUMP)
+        advise(memory, "MADV_HUGEPAGE")
+    advise(memory, "MADV_DONTDUMP")
     return memoryview(memory)[start : start + size]
 
 
@@ -141,24 +141,54 @@ def memory_file(
     Args:
         fill: called with a function that takes an offset and bytes, to be called from any thread.
     """
+    descriptor = _new_memory_file(name)
+    if descriptor is None:
+        with _file_in_memory(fill) as place:
+            yield place
+        return
+    try:
+        fill(_writer(descriptor))
+        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
+        yield f"/proc/{os.getpid()}/fd/{descriptor}"
+    finally:
+        os.close(descriptor)
+
+
+def _new_memory_file(name: str) -> int | None:
     flags = os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING
     # A name has at most 249 bytes.
     short = os.fsdecode(os.fsencode(name)[:200])
     try:
         # Linux 6.3 logs a warning about memory files that do not say whether they may be executed.
-        descriptor = os.memfd_create(short, flags | _NOEXEC_SEAL)
-    except OSError:
-        descriptor = os.memfd_create(short, flags)
+        return os.memfd_create(short, flags | _NOEXEC_SEAL)
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            return None
+        return os.memfd_create(short, flags)
 
+
+@contextmanager
+def _file_in_memory(fill: Callable[[Callable[[int, memoryview], None]], object]) -> Iterator[str]:
+    """As :func:`memory_file`, where the system has no such files: in an enclave of Gramine."""
+    from strongroom.model.memory_directory import memory_directory
+
+    with memory_directory() as directory:
+        place = f"{directory}/file"
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+        with os_errors(place):
+            descriptor = os.open(place, flags, 0o600)
+        try:
+            fill(_writer(descriptor))
+        finally:
+            os.close(descriptor)
+        yield place
+
+
+def _writer(descriptor: int) -> Callable[[int, memoryview], None]:
     def write_at(offset: int, data: memoryview) -> None:
         with os_errors("memory"):
             while data:
                 count = os.pwrite(descriptor, data, offset)
                 data, offset = data[count:], offset + count
 
-    try:
-        fill(write_at)
-        fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
-        yield f"/proc/{os.getpid()}/fd/{descriptor}"
-    finally:
-        os.close(descriptor)
+    return write_at

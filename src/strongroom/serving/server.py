@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
+import os
 import signal
 import socket
 import sys
@@ -210,6 +212,17 @@ class _Server(uvicorn.Server):
                 signal.signal(one, handler)
 
 
+def _loop() -> str:
+    """Of uvicorn: uvloop, where there are event descriptors; Gramine has them in no enclave by default."""
+    try:
+        os.close(os.eventfd(0))
+    except OSError as error:
+        if error.errno == errno.ENOSYS:
+            return "asyncio"
+        raise
+    return "uvloop"
+
+
 def serve(
     settings: Settings,
     load: Load,
@@ -266,7 +279,7 @@ def serve(
     def config(front: Front) -> uvicorn.Config:
         return uvicorn.Config(
             front,
-            loop="uvloop",
+            loop=_loop(),
             http=protocol_class(front, listen, limits, metrics),
             ws="none",
             lifespan="off",
