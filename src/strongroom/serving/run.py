@@ -10,6 +10,7 @@ from typing import Final
 
 from strongroom.crypto.secret import keep_out_of_core_dumps
 from strongroom.errors import ServerUnavailable, UsageError
+from strongroom.serving.memory import keep_for_requests
 from strongroom.serving.repository import Load
 from strongroom.serving.settings import Settings, Tls
 from strongroom.serving.tls import Certificates, only_tls_1_3
@@ -38,6 +39,7 @@ def run(settings: Settings, load: Load) -> None:
     logging.getLogger("uvicorn.error").setLevel(logging.ERROR)
     keep_out_of_core_dumps()
     allow_many_descriptors()
+    keep_for_requests()
     certificates = None if settings.tls is None else _certificates(settings.tls)
     if certificates is not None:
         only_tls_1_3()
