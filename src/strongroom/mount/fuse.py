@@ -88,24 +88,26 @@ def _mount_entry(directory: str) -> str | None:
 def _checked_directory(directory: str) -> str:
     """The absolute path of a directory to mount at, without what a killed process has left there."""
     place = os.path.realpath(directory)
-    try:
-        is_directory = os.path.isdir(place) or os.stat(place) is None
-    except FileNotFoundError:
-        raise NotFound(f"{directory} is not there.", hint=f"Make it: mkdir -p {directory}") from None
-    except OSError as error:
-        if error.errno != errno.ENOTCONN or _mount_entry(place) != _KIND:
-            with os_errors(directory):
-                raise
-        LOG.warning("%s: the mount of a process that was killed is taken away", directory)
-        _unmount(place, lazily=True)
-        return _checked_directory(directory)
-    if not is_directory:
-        raise UsageError(f"{directory} is not a directory.")
     if _mount_entry(place) == _KIND:
-        raise UsageError(
-            f"Sealed models are mounted at {directory} already.",
-            hint=f"Unmount them: umount {directory}",
-        )
+        try:
+            os.statvfs(place)  # Attributes are known to the kernel, and are not asked for.
+        except OSError as error:
+            if error.errno not in {errno.ENOTCONN, errno.ECONNABORTED}:
+                with os_errors(directory):
+                    raise
+        else:
+            raise UsageError(
+                f"Sealed models are mounted at {directory} already.",
+                hint=f"Unmount them: umount {directory}",
+            )
+        LOG.warning("%s: the mount of a process that was killed is taken away", directory)
+        with os_errors(directory):
+            _unmount(place, lazily=True)
+        return _checked_directory(directory)
+    if not os.path.exists(place):
+        raise NotFound(f"{directory} is not there.", hint=f"Make it: mkdir -p {directory}")
+    if not os.path.isdir(place):
+        raise UsageError(f"{directory} is not a directory.")
     return place
 
 
