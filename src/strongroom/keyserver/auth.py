@@ -29,8 +29,7 @@ from strongroom.keyserver.errors_http import HttpError
 from strongroom.keyserver.services import services
 from strongroom.keyserver.settings import MtlsRole
 from strongroom.keyserver.store import Actor
-from strongroom.keyserver.tls import CLIENT_CERTIFICATE
-from strongroom.keyserver.tls_contexts import ClientCertificate
+from strongroom.keyserver.tls_contexts import CLIENT_CERTIFICATE, ClientCertificate
 from strongroom.web.logs import describe, log
 
 __all__ = ["Auditor", "Operator", "Owner", "actor_of_certificate", "bearer", "identities", "must_be"]

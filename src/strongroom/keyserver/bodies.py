@@ -13,7 +13,7 @@ from strongroom.format.encoding import parse_json
 from strongroom.keyserver.errors_http import HttpError
 from strongroom.keyserver.limits import too_large
 
-__all__ = ["body_schema", "read_model", "read_object"]
+__all__ = ["body_schema", "model_of", "object_of", "read_model", "read_object"]
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -40,13 +40,24 @@ async def read_object(request: Request, limit: int, *, optional: bool = False) -
                 raise too_large(limit)
     except ClientDisconnect:
         raise HttpError(400, "disconnected", "The request was not sent to its end.") from None
+    return object_of(bytes(data), request.headers.get("content-type", ""), optional=optional)
+
+
+def object_of(data: bytes, content_type: str, *, optional: bool = False) -> dict[str, Any]:
+    """The JSON object that a body is; errors as for :func:`read_object`.
+
+    Args:
+        data: the whole body.
+        content_type: of the request; empty where it says none.
+        optional: no body is an empty object.
+    """
     if optional and not data:
         return {}
-    kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    kind = content_type.partition(";")[0].strip().lower()
     if kind != "application/json":
         raise HttpError(415, "unsupported-media-type", "The body is not application/json.")
     try:
-        return parse_json(bytes(data))
+        return parse_json(data)
     except ValueError as error:
         # Not the error itself: its context holds the body.
         problem = str(error)
@@ -61,7 +72,11 @@ async def read_model(
     Raises:
         UsageError: a member is missing, unknown or not what it should be; says which.
     """
-    value = await read_object(request, limit, optional=optional)
+    return model_of(await read_object(request, limit, optional=optional), kind)
+
+
+def model_of(value: dict[str, Any], kind: type[Model]) -> Model:
+    """``value`` as ``kind``; errors as for :func:`read_model`."""
     try:
         return kind.model_validate(value, strict=True)
     except ValidationError as error:

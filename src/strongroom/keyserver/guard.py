@@ -13,6 +13,7 @@ from typing import Any, Final
 
 from starlette.types import ASGIApp, Scope
 
+from strongroom.keyserver.direct_routes import Answer, DirectRoutes
 from strongroom.keyserver.errors_http import HttpError, error_answer
 from strongroom.keyserver.limits import LimitedBody, RateLimit
 from strongroom.keyserver.metrics import Metrics
@@ -69,10 +70,14 @@ class Guard:
         app: what answers.
         limits: sizes, rates and times.
         metrics: what is counted where.
+
+    Attributes:
+        direct: what answers requests that have come whole; None where nothing does.
     """
 
     def __init__(self, app: ASGIApp, limits: Limits, metrics: Metrics) -> None:
         self._app = app
+        self.direct = app if isinstance(app, DirectRoutes) else None
         self._limits = limits
         self._metrics = metrics
         self._rate = RateLimit(limits.requests_per_second, limits.burst)
@@ -100,6 +105,31 @@ class Guard:
             await self._fail(scope, receive, answer, error)
         finally:
             self._note(scope, answer.status, time.perf_counter() - began)
+            OF_REQUEST.reset(before)
+
+    async def answer(self, path: str, body: bytes, content_type: str, source: str) -> Answer:
+        """As a request of ASGI would be answered; see :meth:`.DirectRoutes.answer`."""
+        assert self.direct is not None
+        began = time.perf_counter()
+        request_id = secrets.token_hex(8)
+        before = OF_REQUEST.set({"request": request_id, "source": source})
+        status: int | None = None
+        try:
+            try:
+                self._rate.take(source_group(source), time.monotonic())
+                status, headers, content = await self.direct.answer(path, body, content_type, source)
+            except Exception as error:
+                if isinstance(error, HttpError):
+                    self._metrics.refused_early(error.code)
+                else:
+                    log.error("fault", **describe(error))
+                failed = error_answer(error)
+                status, headers, content = failed.status_code, failed.raw_headers, bytes(failed.body)
+            return status, (*headers, *_HEADERS, (b"x-request-id", request_id.encode())), content
+        finally:
+            seconds = time.perf_counter() - began
+            self._metrics.request(path, "POST", status, seconds)
+            log_request(method="POST", path=path, status=status, ms=round(seconds * 1000, 1))
             OF_REQUEST.reset(before)
 
     async def _fail(self, scope: Scope, receive: Any, answer: _Answer, error: Exception) -> None:

@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Final
 
+from strongroom.keyserver.connections import DirectProtocol
 from strongroom.keyserver.metrics import Metrics
 from strongroom.keyserver.settings import Limits
-from strongroom.keyserver.tls_contexts import ClientCertificate, client_certificate
+from strongroom.keyserver.tls_contexts import (
+    CLIENT_CERTIFICATE,
+    ClientCertificate,
+    client_certificate,
+)
 from strongroom.web.addresses import ConnectionCount
-from strongroom.web.protocol import CONNECTION, HttpProtocol
+from strongroom.web.protocol import HttpProtocol
 
 __all__ = ["CLIENT_CERTIFICATE", "protocol_class"]
-
-CLIENT_CERTIFICATE: Final = CONNECTION
-"""In the scope of a request: the client's :class:`.tls_contexts.ClientCertificate`; None where it sent none."""
 
 
 def protocol_class(limits: Limits, metrics: Metrics) -> type[HttpProtocol]:
     """The HTTP/1.1 protocol of one process, within ``limits``."""
 
-    class Protocol(HttpProtocol):
+    class Protocol(DirectProtocol):
         addresses = ConnectionCount(limits.connections_per_address, limits.connections)
         head_seconds = limits.head_seconds
         answer_seconds = limits.answer_seconds

@@ -23,8 +23,12 @@ from strongroom.errors import InvalidKey, os_errors
 from strongroom.keyserver.settings import Tls
 from strongroom.web.contexts import NewestContext
 from strongroom.web.logs import log
+from strongroom.web.protocol import CONNECTION
 
-__all__ = ["Certificates", "ClientCertificate", "client_certificate"]
+__all__ = ["CLIENT_CERTIFICATE", "Certificates", "ClientCertificate", "client_certificate"]
+
+CLIENT_CERTIFICATE: Final = CONNECTION
+"""In the scope of a request: the client's :class:`.ClientCertificate`; None where it sent none."""
 
 _MAX_FILE: Final = 16 << 20
 """Bytes of certificates or lists: a list has some 40 for each certificate that it revokes."""
