@@ -159,6 +159,8 @@ def _check(config: Config) -> None:
         # Not "value < low": a NaN is in no range.
         if not low <= getattr(getattr(config, section), name) <= high:
             raise _wrong(path, f"is not within {low:g} to {high:g}")
+    if config.gramine is not None and not 0 <= config.gramine.port <= 65535:
+        raise _wrong("gramine.port", "is not within 0 to 65535")
     if not 0 < len(config.server_id) <= 200 or not config.server_id.isascii():
         raise _wrong("server_id", "is not a short ASCII text")
     if config.test != config.server_id.startswith(TEST_PREFIX):

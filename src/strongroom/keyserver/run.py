@@ -49,19 +49,25 @@ def run(config: Config, passphrase: SecretBytes | None = None) -> None:
     sockets = bind(config.listen.host, config.listen.port)
     host, port = sockets[0].getsockname()[:2]
     log.info("listening", host=host, port=port, server_id=config.server_id, pid=os.getpid())
+    gramine: list[socket.socket] = []
+    if config.gramine is not None:
+        where = config.gramine.host or config.listen.host
+        gramine = bind(where, config.gramine.port, "gramine.host")
+        host, port = gramine[0].getsockname()[:2]
+        log.info("listening for Gramine", host=host, port=port)
     if config.test:
         log.warning("TEST ROOTS: evidence that anybody can forge is believed; never with real keys")
 
     def serve() -> None:
         from strongroom.keyserver.serving import serve as serve_here
 
-        serve_here(config, passphrase, sockets)
+        serve_here(config, passphrase, sockets, gramine)
 
     if config.listen.workers == 1:
         serve()
     else:
         _try_root_key(config, passphrase)
-        _supervise(config.listen.workers, serve, sockets)
+        _supervise(config.listen.workers, serve, [*sockets, *gramine])
 
 
 def _try_root_key(config: Config, passphrase: SecretBytes | None) -> None:

@@ -21,6 +21,8 @@ from strongroom.errors import StrongroomError
 from strongroom.keyserver.app import make_app
 from strongroom.keyserver.direct_routes import DirectRoutes
 from strongroom.keyserver.enrolment import Enrolments
+from strongroom.keyserver.gramine.door import Door
+from strongroom.keyserver.gramine.provisioning import Provisioning
 from strongroom.keyserver.guard import Guard
 from strongroom.keyserver.identities import Identities
 from strongroom.keyserver.metrics import Metrics
@@ -57,12 +59,14 @@ class _Server(uvicorn.Server):
         pool: VerificationPool,
         certificates: Certificates,
         sockets: Sequence[socket.socket],
+        door: Door | None,
     ) -> None:
         super().__init__(config)
         self._here = here
         self._pool = pool
         self._certificates = certificates
         self._sockets = sockets
+        self._door = door
         self._drain_until: float | None = None
         self._reload = False
 
@@ -87,6 +91,8 @@ class _Server(uvicorn.Server):
             )
             for one in self._sockets
         ]
+        if self._door is not None:
+            await self._door.start()
         # What is there now stays: to look through all of it holds everybody up, 60 ms each time.
         gc.collect()
         gc.freeze()
@@ -95,7 +101,9 @@ class _Server(uvicorn.Server):
         notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().shutdown(sockets)
+        seconds = self._here.config.listen.stop_seconds
+        ends = [] if self._door is None else [self._door.close(seconds)]
+        await asyncio.gather(super().shutdown(sockets), *ends)
         self._pool.close()
 
     async def on_tick(self, counter: int) -> bool:
@@ -111,6 +119,8 @@ class _Server(uvicorn.Server):
         try:
             if asked or self._certificates.changed():
                 self._certificates.reload()
+                if self._door is not None:
+                    self._door.reload()
                 log.info("certificate read")
         except StrongroomError as error:
             log.error("certificate not read; the one before stays", **describe(error))
@@ -144,8 +154,19 @@ class _Server(uvicorn.Server):
                 signal.signal(one, handler)
 
 
-def serve(config: Config, passphrase: SecretBytes | None, sockets: Sequence[socket.socket]) -> None:
+def serve(
+    config: Config,
+    passphrase: SecretBytes | None,
+    sockets: Sequence[socket.socket],
+    gramine: Sequence[socket.socket] = (),
+) -> None:
     """Answer at ``sockets`` until a signal says stop.
+
+    Args:
+        config: of the server.
+        passphrase: that opens the root key, where it needs one.
+        sockets: for HTTPS.
+        gramine: for clients of Gramine.
 
     Raises:
         StrongroomError: it does not start; says why.
@@ -190,4 +211,15 @@ def serve(config: Config, passphrase: SecretBytes | None, sockets: Sequence[sock
         timeout_graceful_shutdown=int(config.listen.stop_seconds),
     )
     with closing(store):
-        _Server(settings, here, pool, certificates, sockets).run()
+        door = None
+        if gramine:
+            provisioning = Provisioning(
+                store,
+                pool=pool,
+                challenge=release.challenge,
+                clock=now,
+                allow_test_roots=config.test,
+                metrics=metrics,
+            )
+            door = Door(config.tls, config.limits, provisioning, metrics, gramine)
+        _Server(settings, here, pool, certificates, sockets, door).run()

@@ -12,6 +12,7 @@ __all__ = [
     "Auth",
     "Config",
     "Database",
+    "Gramine",
     "IdentityIssuer",
     "Kek",
     "Limits",
@@ -225,6 +226,19 @@ class Audit:
 
 
 @dataclass(frozen=True, slots=True)
+class Gramine:
+    """The port for clients of Gramine's secret provisioning; without the section there is none.
+
+    Attributes:
+        port: TCP port; 0 takes a free one and logs it.
+        host: address of an interface, or a name; None takes that of ``listen``.
+    """
+
+    port: int = 4433
+    host: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A server: see the sections."""
 
@@ -238,6 +252,7 @@ class Config:
     limits: Limits = field(default_factory=Limits)
     auth: Auth = field(default_factory=Auth)
     audit: Audit = field(default_factory=Audit)
+    gramine: Gramine | None = None
 
     @property
     def test(self) -> bool:

@@ -38,6 +38,7 @@ from strongroom.release.policy_terms import (
     parse_lease,
     parse_versions,
 )
+from strongroom.release.provision import Provision, parse_provisions
 
 __all__ = ["Policy"]
 
@@ -109,6 +110,7 @@ _SIMPLE: Final[Mapping[str, Callable[[object, str], Any]]] = {
     "versions": parse_versions,
     "revoked_bundles": parse_bundles,
     "approvals": parse_approvals,
+    "gramine": parse_provisions,
 }
 _KNOWN: Final = (*_SIMPLE, "any", "not_before", "not_after")
 
@@ -130,6 +132,7 @@ class Policy:
         shadow: evaluated and recorded, and not enforced.
         test_roots: takes evidence under roots for tests, where the server does so too.
         approvals: who must approve the version that follows this one; None asks nobody.
+        gramine: what clients of Gramine are given, who name no key.
         digest: SHA-256 of the canonical JSON of the document.
     """
 
@@ -145,6 +148,7 @@ class Policy:
     shadow: bool
     test_roots: bool
     approvals: Approvals | None
+    gramine: tuple[Provision, ...]
     digest: bytes
     _canonical: bytes = field(repr=False)
     _entries: frozenset[str] = field(repr=False)
@@ -189,7 +193,7 @@ class Policy:
         not_before, not_after = _window(document, problems)
         if problems.found:
             return None
-        return cls(
+        policy = cls(
             id=found["id"],
             version=found["version"],
             keys=found["keys"],
@@ -202,10 +206,20 @@ class Policy:
             shadow=found.get("shadow", False),
             test_roots=found.get("test_roots", False),
             approvals=found.get("approvals"),
+            gramine=found.get("gramine", ()),
             digest=hashlib.sha256(canonical).digest(),
             _canonical=canonical,
             _entries=frozenset(found["keys"]),
         )
+        policy._check_gramine()
+        return policy
+
+    def _check_gramine(self) -> None:
+        if self.gramine and not any(one.kind == "sgx" for one in self.alternatives):
+            raise InvalidPolicy("gramine", "is for enclaves, and no alternative is about sgx")
+        for index, one in enumerate(self.gramine):
+            if not self.covers(one.key.name):
+                raise InvalidPolicy(f"gramine[{index}].key", "is not among the keys of the policy")
 
     def covers(self, name: str) -> bool:
         """Whether it is about the key of this name: listed, or in a namespace that is."""
