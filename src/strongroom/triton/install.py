@@ -93,8 +93,8 @@ def install(directory: str) -> str:
         command += ["-Wl,-z,nodelete,-z,relro,-z,now", "-o", built, os.path.join(place, "agent.c")]
         # Not sys.executable resolved: the interpreter of a virtual environment is a link, whose place counts.
         command += [
-            _define("STRONGROOM_LIBPYTHON", library),
-            _define("STRONGROOM_PYTHON", sys.executable),
+            _define("AGENT_LIBPYTHON", library),
+            _define("AGENT_PYTHON", sys.executable),
         ]
         command += ["-ldl", "-pthread"]
         done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603

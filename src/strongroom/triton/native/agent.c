@@ -15,8 +15,8 @@
 
 #include "tritonrepoagent.h"
 
-#if !defined(STRONGROOM_LIBPYTHON) || !defined(STRONGROOM_PYTHON)
-#error "say -DSTRONGROOM_LIBPYTHON and -DSTRONGROOM_PYTHON, as `strongroom triton install` does"
+#if !defined(AGENT_LIBPYTHON) || !defined(AGENT_PYTHON)
+#error "say -DAGENT_LIBPYTHON and -DAGENT_PYTHON, as `strongroom triton install` does"
 #endif
 
 typedef struct PyObject PyObject;
@@ -73,12 +73,12 @@ static void set_flag(void *library, const char *name) {
   if (flag) *flag = 1;
 }
 
-/* Python as the interpreter at STRONGROOM_PYTHON would be, a virtual environment too, and without what the
+/* Python as the interpreter at AGENT_PYTHON would be, a virtual environment too, and without what the
  * environment of the server says for others, the stubs of its Python backend above all. */
 static TRITONSERVER_Error *start_python(void *library) {
   set_flag(library, "Py_IgnoreEnvironmentFlag");
   set_flag(library, "Py_NoUserSiteDirectory");
-  wchar_t *program = pPy_DecodeLocale(STRONGROOM_PYTHON, NULL); /* Python keeps it */
+  wchar_t *program = pPy_DecodeLocale(AGENT_PYTHON, NULL); /* Python keeps it */
   if (!program) return failure("there is no memory to start Python", NULL);
   pPy_SetProgramName(program);
   pPy_InitializeEx(0); /* signals stay Triton's */
@@ -94,7 +94,7 @@ static TRITONSERVER_Error *start(void) {
     int (*initialized)(void) = (int (*)(void))dlsym(RTLD_DEFAULT, "Py_IsInitialized");
     int inside = initialized && initialized();
     void *library =
-        inside ? RTLD_DEFAULT : dlopen(STRONGROOM_LIBPYTHON, RTLD_NOW | RTLD_GLOBAL);
+        inside ? RTLD_DEFAULT : dlopen(AGENT_LIBPYTHON, RTLD_NOW | RTLD_GLOBAL);
     if (!inside && !library)
       error = failure("Python cannot be opened", dlerror());
     else if (!(error = find_symbols(library)) && !inside)
@@ -117,7 +117,7 @@ static TRITONSERVER_Error *python_error(void) {
   if (text && number)
     error = TRITONSERVER_ErrorNew((int)pPyLong_AsLong(number), text);
   else
-    error = failure("cannot be used in " STRONGROOM_PYTHON, text);
+    error = failure("cannot be used in " AGENT_PYTHON, text);
   pPyErr_Clear();
   PyObject *all[] = {kind, value, traceback, said, number};
   for (size_t i = 0; i < sizeof all / sizeof *all; i++)
