@@ -70,7 +70,7 @@ class BlockCache:
         self._limit = limit
         self._lock = threading.Lock()
         self._blocks: OrderedDict[tuple[int, int], Block] = OrderedDict()
-        self._spent: list[Block] = []
+        self._spent: dict[tuple[int, int], Block] = {}
         self._size = 0
 
     @property
@@ -131,26 +131,31 @@ class BlockCache:
             block.error = error.with_traceback(None)
             with self._lock:
                 # Who asks again tries again: the network may be back.
-                self._blocks.pop(block.key, None)
+                if self._blocks.get(block.key) is block:
+                    self._remove(block)
         finally:
             block.ready.set()
 
     def _room(self, size: int) -> memoryview:
         """A buffer; that of a block that was read to its end, or if it must be, was used longest ago."""
         while self._spent:
-            # Still in the processor's cache.
-            block = self._spent.pop()
-            if not block.users and self._blocks.get(block.key) is block and len(block.buffer) == size:
-                del self._blocks[block.key]
+            # What was read last is still in the processor's cache.
+            _, block = self._spent.popitem()
+            if not block.users and len(block.buffer) == size:
+                self._remove(block)
                 return block.buffer
         unused = (block for block in list(self._blocks.values()) if not block.users)
         while self._size + size > self._limit and (oldest := next(unused, None)):
-            del self._blocks[oldest.key]
+            self._remove(oldest)
             if len(oldest.buffer) == size:
                 return oldest.buffer
             self._discard(oldest)
         self._size += size
         return _new_buffer(size)
+
+    def _remove(self, block: Block) -> None:
+        del self._blocks[block.key]
+        self._spent.pop(block.key, None)
 
     def _discard(self, block: Block) -> None:
         _wipe(block.buffer)
@@ -161,17 +166,18 @@ class BlockCache:
         with self._lock:
             block.users -= 1
             block.left -= read
-            if block.left <= 0 and not block.users:
-                self._spent.append(block)
-            # It was dropped meanwhile.
-            if not block.users and self._blocks.get(block.key) is not block:
+            if block.users:
+                return
+            if self._blocks.get(block.key) is not block:  # dropped meanwhile
                 self._discard(block)
+            elif block.left <= 0:
+                self._spent[block.key] = block
 
     def drop(self, number: int | None = None) -> None:
         """Wipe what is kept of the node of that number, or of all; what is in use, when it no longer is."""
         with self._lock:
             for block in list(self._blocks.values()):
                 if number is None or block.key[0] == number:
-                    del self._blocks[block.key]
+                    self._remove(block)
                     if not block.users:
                         self._discard(block)

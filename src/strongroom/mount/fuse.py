@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import errno
 import os
+import re
 import select
 import shutil
 import socket
@@ -30,6 +31,7 @@ _READAHEAD: Final = 4 << 20
 _INSTEAD: Final = (
     "Where FUSE is not allowed, strongroom run --backend tmpfs shows models in memory without it."
 )
+_ESCAPE: Final = re.compile(rb"\\([0-7]{3})")
 _LIBC: Final = ctypes.CDLL(None, use_errno=True)
 
 _MS_RDONLY: Final = 1
@@ -80,7 +82,7 @@ def _mount_entry(directory: str) -> str | None:
         for line in file:
             fields, _, rest = line.partition(" - ")
             place = fields.split(" ")[4].encode("utf-8", "surrogateescape")
-            if place.decode("unicode_escape").encode("latin-1") == os.fsencode(directory):
+            if _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), place) == os.fsencode(directory):
                 found = rest.split(" ")[0]
     return found
 

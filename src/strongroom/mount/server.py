@@ -320,6 +320,11 @@ class Server:
         self._reached[node.number] = max(reached, end) if in_order else end
         if in_order:
             self._cache.prefetch(node, max(reached, end), _AHEAD)
+        with self._lock:
+            if self._opened[node.number]:
+                return
+        # It was closed since it was answered.
+        self._cache.drop(node.number)
 
     def _report(self, number: int, error: Exception) -> None:
         """One line of what is wrong with a file; another one when it is something else, or a minute later."""
