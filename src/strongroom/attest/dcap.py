@@ -11,7 +11,6 @@ the identity of a quote, never the quote's own.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from datetime import datetime
@@ -39,6 +38,7 @@ from strongroom.errors import (
     NotAuthentic,
     Unavailable,
 )
+from strongroom.format.encoding import parse_json
 
 __all__ = ["describe", "verify"]
 
@@ -72,7 +72,7 @@ def verify(evidence: Evidence, context: Context) -> Claims:
     collateral.check_revoked(chain)
     found = _call(_verify, library, evidence.data, collateral, root, int(context.now.timestamp()))
     try:
-        said = json.loads(found.to_json())
+        said = parse_json(found.to_json().encode())
         _check_same_report(quote, said)
         claims = _claims(quote, said, not_after, context.roots.test)
     except (ValueError, TypeError, KeyError, AttributeError):

@@ -24,6 +24,7 @@ __all__ = [
 
 _MAX_SAFE_INTEGER: Final = (1 << 53) - 1
 _PLAIN: Final = frozenset((str, bool, type(None)))
+_CONTAINERS: Final = frozenset((dict, list))
 _TO_STANDARD: Final = bytes.maketrans(b"-_", b"+/")
 _FROM_STANDARD: Final = bytes.maketrans(b"+/", b"-_")
 
@@ -94,13 +95,12 @@ _DECODER: Final = json.JSONDecoder(
 )
 
 
-def _check_depth(value: object, left: int) -> None:
-    if not isinstance(value, dict | list):
-        return
+def _check_depth(value: Any, left: int) -> None:
     if left == 0:
         raise RecursionError
-    for member in value.values() if isinstance(value, dict) else value:
-        _check_depth(member, left - 1)
+    for member in value.values() if type(value) is dict else value:
+        if type(member) in _CONTAINERS:
+            _check_depth(member, left - 1)
 
 
 def parse_json(data: bytes) -> dict[str, Any]:
@@ -115,7 +115,7 @@ def parse_json(data: bytes) -> dict[str, Any]:
         if value is None:
             value = _parse_slowly(data)
         # With so few brackets it cannot be; counting them takes a twentieth of looking.
-        if data.count(b"{") + data.count(b"[") > MAX_JSON_DEPTH:
+        if data.count(b"{") + data.count(b"[") > MAX_JSON_DEPTH and type(value) in _CONTAINERS:
             _check_depth(value, MAX_JSON_DEPTH)
     except UnicodeError:
         raise ValueError("is not UTF-8") from None
