@@ -8,6 +8,7 @@ VENV := .venv
 CORE := .venv-core
 RAY := .venv-ray
 KSERVE := .venv-kserve
+TRITON := .venv-triton
 BIN := $(VENV)/bin
 # Any Python from 3.11 on; `make PYTHON=python3.13 …` chooses another.
 PYTHON ?= $(shell for python in python3.11 python3 python3.12 python3.13; do \
@@ -24,13 +25,16 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 PYTEST := $(BIN)/python -m pytest --numprocesses logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 # What needs nothing but the core is tested where there is nothing else, and no second time.
 CORE_TESTS := tests/unit tests/vectors tests/robustness tests/core
+# To trace these takes half a minute; `make coverage` traces all tests.
+CORE_COVERAGE := COVERAGE_FILE=$(CORE)/.coverage $(CORE)/bin/python -m coverage
+CORE_PARTS := src/strongroom/crypto/*,src/strongroom/format/*,src/strongroom/keys/*,src/strongroom/model/*,src/strongroom/errors.py
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # Images of Python set it, and each of the hundreds of processes that the tests start would compile the package
 # again: 0.2 s of 1.5 s of a key server's start.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help venv system lint test coverage test-core test-integrations test-ray test-kserve demo bench soak soak-serve docs fuzz clean
+.PHONY: help venv system lint test coverage test-core test-integrations test-ray test-kserve test-triton demo demo-triton bench soak soak-serve docs fuzz clean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 20
@@ -63,10 +67,10 @@ lint: venv ## format, style, types, layers; what deploy/ says
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/hadolint --failure-threshold info deploy/Dockerfile
+	$(BIN)/hadolint --failure-threshold info deploy/Dockerfile deploy/gramine/Dockerfile
 	$(BIN)/yamllint --strict --config-file deploy/.yamllint.yaml deploy
 
-test: venv system $(CORE)/.complete $(RAY)/.complete $(KSERVE)/.complete ## linters and all tests
+test: venv system $(CORE)/.complete $(RAY)/.complete $(KSERVE)/.complete $(TRITON)/.complete ## linters and all tests
 	@# Each of these is one process, and Ray's mostly waits.
 	$(MAKE) --no-print-directory --jobs 2 --output-sync test-ray lint test-core test-kserve
 	$(PYTEST) $(addprefix --ignore ,$(CORE_TESTS))
@@ -74,8 +78,11 @@ test: venv system $(CORE)/.complete $(RAY)/.complete $(KSERVE)/.complete ## lint
 coverage: venv system ## all tests of .venv, and what of the code they run
 	$(PYTEST) --cov --cov-report=term
 
-test-core: $(CORE)/.complete ## the core with `cryptography` and nothing else installed
-	$(CORE)/bin/python -m pytest $(CORE_TESTS)
+test-core: $(CORE)/.complete ## the core with `cryptography` and nothing else installed, and what of it that runs
+	$(CORE_COVERAGE) erase
+	$(CORE_COVERAGE) run -m pytest $(CORE_TESTS)
+	$(CORE_COVERAGE) combine --quiet
+	$(CORE_COVERAGE) report --include '$(CORE_PARTS)'
 
 test-integrations: test-ray test-kserve ## a real Ray Serve and KServe's server, each in an environment of its own
 
@@ -85,8 +92,14 @@ test-ray: $(RAY)/.complete
 test-kserve: $(KSERVE)/.complete
 	$(KSERVE)/bin/python -m pytest tests/integrations/test_kserve.py tests/integrations/test_kserve_manifests.py
 
+test-triton: venv system $(TRITON)/.complete ## a real Triton, which reads sealed models by the repository agent
+	$(BIN)/python -m pytest tests/triton
+
 demo: $(VENV)/.demo ## train, seal, load, predict, tamper, serve; release a key to a machine that attests, or not
 	$(BIN)/python examples/digits.py
+
+demo-triton: $(VENV)/.demo $(TRITON)/.complete ## an unchanged Triton serves a sealed model, and refuses one that was tampered with
+	$(BIN)/python examples/triton_digits.py
 
 bench: venv system ## every figure of the README and the reference, as ratios; 15 GB of disk, an hour
 	$(BIN)/python benchmarks/run.py
@@ -121,7 +134,7 @@ fuzz: venv ## the parsers under atheris, a minute each
 	for target in fuzz/fuzz_*.py; do $(BIN)/python $$target -max_total_time=60 -verbosity=0 || exit 1; done
 
 clean: ## remove everything that make has made
-	rm -rf $(VENV) $(CORE) $(RAY) $(KSERVE) .demo .bench site .coverage .coverage.* htmlcov dist \
+	rm -rf $(VENV) $(CORE) $(RAY) $(KSERVE) $(TRITON) .demo .demo-triton .bench site .coverage .coverage.* htmlcov dist \
 		.pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -167,6 +180,20 @@ $(CORE)/.complete: pyproject.toml
 $(RAY)/.complete $(KSERVE)/.complete: .venv-%/.complete: pyproject.toml $(PROTOS)
 	$(call new-venv,.venv-$*)
 	.venv-$*/bin/pip install --quiet --editable '.[cli,onnx,$*]' --group core 'onnx>=1.17' 'psutil>=5.9'
+	@touch $@
+
+# The server of nvidia-pytriton, without what that requires. Its Python backend knows no NumPy from 2 on, and finds
+# the frameworks in the other environment.
+$(TRITON)/.complete: pyproject.toml
+	$(call new-venv,$(TRITON))
+	@if [ "$$(uname -m)" = x86_64 ]; then \
+		$(TRITON)/bin/pip install --quiet --no-deps --group triton; \
+	else \
+		echo "nvidia-pytriton is for x86_64 alone: the tests of Triton will be skipped." >&2; \
+	fi
+	@for packages in $(TRITON)/lib/python3.*/site-packages; do \
+		echo "$(CURDIR)/$(VENV)/$${packages#$(TRITON)/}" >$$packages/frameworks.pth; \
+	done
 	@touch $@
 
 define new-venv

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -13,6 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
+import pytest
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
@@ -22,8 +24,12 @@ from ports import held_port
 VENV = Path(__file__).parents[2] / ".venv-triton"
 PACKAGES = VENV / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
 SERVER = PACKAGES / "pytriton" / "tritonserver"
-STUB = "triton_python_backend_stub"
+STUB = SERVER / "python_backend_stubs" / f"{sys.version_info.major}.{sys.version_info.minor}"
 SECONDS = 120.0
+
+NEEDS_TRITON = pytest.mark.skipif(
+    not STUB.is_dir(), reason="there is no tritonserver: make test-triton"
+)
 
 MARK = b"PLAINTEXT-OF-A-MODEL-THAT-IS-SEALED"
 
@@ -90,6 +96,16 @@ def numpy_model(scale):
     return {"model.py": f"# {MARK.decode()}\n{NUMPY}".encode(), "weights": weights}
 
 
+def refused(server, name, load=None):
+    """What the log says of a load that fails; the client hears that it has failed."""
+    before = len(server.text())
+    with pytest.raises(InferenceServerException, match="failed to"):
+        (load or server.load)(name)
+    found = re.search(r"Poll failed for model directory '[^']*': (.*)\"", server.text()[before:])
+    assert found, server.text()[before:]
+    return found[1]
+
+
 class Repository:
     """A model repository of sealed models."""
 
@@ -137,8 +153,7 @@ class Triton:
         place.mkdir(parents=True, exist_ok=True)
         backend = place / "backends" / "python"
         shutil.copytree(SERVER / "backends" / "python", backend, dirs_exist_ok=True)
-        version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        shutil.copy(SERVER / "python_backend_stubs" / version / STUB, backend)
+        shutil.copy(STUB / "triton_python_backend_stub", backend)
         self.log = place / "log"
         self.port, self.grpc = held_port(), held_port()
         command = [*before, str(SERVER / "bin" / "tritonserver"), f"--model-repository={repository}"]

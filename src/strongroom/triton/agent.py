@@ -119,7 +119,9 @@ def _sweep_once(directory: str) -> None:
         _swept.add(directory)
     try:
         if found := sweep(directory, _PREFIX):
-            _log(_LOG_WARN, f"strongroom: removed {found} directories of servers that were killed")
+            _log(
+                _LOG_WARN, f"strongroom: removed what servers had left that were killed: {found} models"
+            )
     except NotFound:
         pass  # said when it is needed
 
