@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from strongroom.serving.call import Answer, Call
+from strongroom.serving.call import Answer, Call, Elsewhere
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.repository import Load, Repository
 from strongroom.serving.servable import Statistics
@@ -55,6 +55,11 @@ class Engine:
         """As :meth:`infer`, for the event loop, which runs a quick model itself."""
         lease = self._repository.acquire(call.model, call.version, call.label)
         try:
+            call.at_once = True
+            try:
+                return lease.servable.infer(call)
+            except Elsewhere:
+                call.at_once = False
             return await lease.servable.infer_async(call)
         finally:
             lease.release()
@@ -74,9 +79,8 @@ class Engine:
     def signatures(
         self, model: str, version: int | None = None, label: str | None = None
     ) -> Mapping[str, Signature]:
-        """Of an available version, at half the cost of :meth:`describe`."""
-        with self._repository.acquire(model, version, label) as servable:
-            return servable.signatures
+        """Of an available version, at a quarter of the cost of :meth:`describe`."""
+        return self._repository.look(model, version, label).signatures
 
     def status(
         self, model: str, version: int | None = None, label: str | None = None

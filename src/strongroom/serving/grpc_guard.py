@@ -27,8 +27,8 @@ _ADMIN: Final = frozenset({"RepositoryModelLoad", "RepositoryModelUnload", "Hand
 _QUICK: Final = frozenset({"ModelInfer", "Predict"})
 """Methods that are answered by the thread that reads, where the model takes no time."""
 
-_ELSEWHERE_SECONDS: Final = 0.05
-"""For which a model that had to be waited for is not asked in vain."""
+_ELSEWHERE_SECONDS: Final = 1.0
+"""For which a model that had to be waited for is not asked in vain with as many bytes."""
 
 _UNKNOWN: Final = Code.UNKNOWN.value
 
@@ -98,7 +98,7 @@ class _Guarded:
     ) -> None:
         self._access, self._metrics, self._log = guard.access, guard.metrics, guard.log
         self._threads, self._tracing, self._tls = guard.threads, guard.tracing, guard.tls
-        self._waits: dict[str, float] = {}
+        self._waits: dict[str, tuple[float, int]] = {}
         self._method = method
         self._api = api
         self._models_of = models_of
@@ -111,7 +111,7 @@ class _Guarded:
             quick = hasattr(context, AT_ONCE)
             models = self._models_of(request)
             if quick:
-                self._may_answer(models, began)
+                self._may_answer(request, models, began)
             code, version = _UNKNOWN, 0
             trace = None if self._tracing is None else self._traced(context)
             caller(context, self._tls)
@@ -121,7 +121,7 @@ class _Guarded:
                 response = inner(request, context)
                 code, version = 0, self._version_of(response)
             except Elsewhere:
-                self._waits[models[0]] = began + _ELSEWHERE_SECONDS
+                self._waits[models[0]] = began + _ELSEWHERE_SECONDS, request.ByteSize()
                 raise
             except Exception as error:
                 code = _code_of(error, context)
@@ -174,13 +174,14 @@ class _Guarded:
 
         return answers
 
-    def _may_answer(self, models: list[str], now: float) -> None:
+    def _may_answer(self, request: Any, models: list[str], now: float) -> None:
         """Have a call answered elsewhere that would be, in all likelihood, in a moment.
 
         Where rules say how often a client may ask, each call is to be counted once.
         """
         (model,) = models
-        if self._waits and self._waits.get(model, 0.0) > now:
+        waited = self._waits.get(model)
+        if waited is not None and waited[0] > now and request.ByteSize() >= waited[1]:
             raise Elsewhere
         if self._access.ruled(model):
             raise Elsewhere

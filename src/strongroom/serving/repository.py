@@ -81,22 +81,31 @@ class Repository:
             RequestError: NOT_FOUND; UNAVAILABLE: it is not loaded, or not yet.
         """
         with self._lock:
-            model = self._models.get(name) or self._model(name)
-            if label is not None:
-                if label not in model.config.labels:
-                    raise RequestError(Code.NOT_FOUND, f"Model {name} has no label {label[:80]!r}.")
-                version = model.config.labels[label]
-            serving = model.serving
-            if version is None:
-                if not serving:
-                    raise self._none(model)
-                version = max(serving)
-            found = serving.get(version)
-            if found is None:
-                raise self._not_there(model, version)
+            found, servable = self._available(name, version, label)
             found.users += 1
-            assert found.servable is not None
-            return Lease(self, found, found.servable)
+            return Lease(self, found, servable)
+
+    def look(self, name: str, version: int | None = None, label: str | None = None) -> Servable:
+        """As :meth:`acquire`, for what is the same when the version has gone: it may go at any time."""
+        with self._lock:
+            return self._available(name, version, label)[1]
+
+    def _available(self, name: str, version: int | None, label: str | None) -> tuple[Version, Servable]:
+        model = self._models.get(name) or self._model(name)
+        if label is not None:
+            if label not in model.config.labels:
+                raise RequestError(Code.NOT_FOUND, f"Model {name} has no label {label[:80]!r}.")
+            version = model.config.labels[label]
+        serving = model.serving
+        if version is None:
+            if not serving:
+                raise self._none(model)
+            version = max(serving)
+        found = serving.get(version)
+        if found is None:
+            raise self._not_there(model, version)
+        assert found.servable is not None
+        return found, found.servable
 
     def names(self) -> list[str]:
         """The models that are configured."""

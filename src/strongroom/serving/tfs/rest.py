@@ -45,6 +45,9 @@ _PATH: Final = re.compile(
 _LONGEST: Final = 1024
 """Letters of a path; those that were read are kept."""
 
+_SHORT: Final = 4096
+"""Bytes of a body in which there are too few lists for the garbage collector to mind."""
+
 _LARGEST: Final = 2**63 - 1
 _LARGEST_FLOAT: Final = float(np.finfo(np.float32).max)
 
@@ -83,7 +86,11 @@ class TfsRest:
         return HttpResponse(int(HTTP_STATUS[error.code]), orjson.dumps({"error": error.message}))
 
     async def _predict(self, where: Where, request: HttpRequest) -> HttpResponse:
-        call, in_rows = await self._decoding.run(len(request.body), self._prepared, where, request)
+        size = len(request.body)
+        if size < _SHORT:
+            call, in_rows = self._prepared(where, request)
+        else:
+            call, in_rows = await self._decoding.run(size, self._prepared, where, request)
         said = await self._engine.infer_async(call)
         return HttpResponse(200, answer(said.outputs, in_rows), model=(said.model, said.version))
 
