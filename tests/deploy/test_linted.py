@@ -31,8 +31,9 @@ def lint(*command, **options):
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_the_dockerfile():
-    lint(tool("hadolint"), "--failure-threshold", "info", DEPLOY / "Dockerfile")
+@pytest.mark.parametrize("name", ["Dockerfile", "gramine/Dockerfile"])
+def test_the_dockerfiles(name):
+    lint(tool("hadolint"), "--failure-threshold", "info", DEPLOY / name)
 
 
 def test_yaml():
