@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from strongroom.attest.evidence import Claims
-from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import EvidenceError, NotFound, Unavailable, UsageError
 from strongroom.format.encoding import b64url, unb64url_text
 from strongroom.keyserver.challenges import Challenges, used_challenge
@@ -292,8 +292,8 @@ class ReleaseService:
             if one.lease is None or one.record is None:
                 results.append(refuse_key(one.wanted, one.code))
                 continue
-            dek: SecretBytes = self._store.dek(one.record)
-            results.append(seal_key(binding, one.wanted, one.record.version, one.lease, dek))
+            seal = partial(seal_key, binding, one.wanted, one.record.version, one.lease)
+            results.append(self._store.use_dek(one.record, seal))
         return sign_answer(binding, results, now, self._signing)
 
     def _count(self, code: str, claims: Sequence[Claims], count: int) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping
+from typing import Any, Final, TypeVar
 
 from sqlalchemy import Connection, Row, func, insert, select, update
 
@@ -29,6 +29,8 @@ from strongroom.release.decision import RELEASABLE
 from strongroom.release.names import check_name, check_version
 
 __all__ = ["KeyRegister", "key_aad"]
+
+T = TypeVar("T")
 
 _ATTEMPTS: Final = 10
 """To read a key at the revision whose state was verified; each meets a change of an administrator."""
@@ -212,12 +214,20 @@ class KeyRegister(PolicyRegister):
             HeaderTampered: the record or the wrapped key was changed.
             Unavailable: the database or the root key does not answer.
         """
+        aad = self._releasable(record)
+        return self._deks.get(aad, lambda: self._unwrapped(record, aad))
+
+    def use_dek(self, record: KeyRecord, what: Callable[[SecretBytes], T]) -> T:
+        """What ``what`` makes of the key of a record, which it must not keep; as :meth:`dek`, faster."""
+        aad = self._releasable(record)
+        return self._deks.use(aad, lambda: self._unwrapped(record, aad), what)
+
+    def _releasable(self, record: KeyRecord) -> bytes:
         if record.state not in RELEASABLE:
             raise ReleaseDenied(
                 f"The key {record.name}@{record.version} is {record.state}.", code="revoked"
             )
-        aad = self._aad(record)
-        return self._deks.get(aad, lambda: self._unwrapped(record, aad))
+        return self._aad(record)
 
     def at_hand(self, record: KeyRecord) -> bool:
         """Whether :meth:`dek` would ask neither the database nor the root key."""

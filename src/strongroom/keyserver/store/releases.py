@@ -11,6 +11,7 @@ from datetime import datetime, timedelta
 from functools import cache
 from typing import Any, Final
 
+import orjson
 from sqlalchemy import bindparam, delete, func, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
@@ -280,12 +281,20 @@ def _write_leases(
             "ended": None,
             "policy_id": grant.policy_id,
             "policy_version": grant.policy_version,
-            "claims": json.dumps(list(grant.claims), separators=(",", ":")),
+            "claims": _text(grant.claims),
         }
         for write, grant in granted.values()
     ]
     transaction.connection.execute(_insert_leases(transaction.connection.is_sqlite), rows)
     _seen(transaction, {platform for _, _, platform in granted})
+
+
+def _text(claims: Sequence[Mapping[str, Any]]) -> str:
+    try:
+        return orjson.dumps(claims).decode()
+    except TypeError:
+        # Tokens may have numbers of any size.
+        return json.dumps(list(claims), separators=(",", ":"))
 
 
 def _seen(transaction: Transaction[Direct], platforms: set[str]) -> None:
