@@ -67,6 +67,17 @@ def make_models(place):
     return place
 
 
+def flipped(place, name):
+    """The sealed file of weights with one bit changed in its third segment."""
+    model = place / name
+    subprocess.run(["cp", "-r", place / "m.sealed", model], check=True)
+    file = model / "1" / "weights.bin.sealed"
+    data = bytearray(file.read_bytes())
+    data[len(data) - 700_000 + 3 * SEGMENT] ^= 1
+    file.write_bytes(data)
+    return model
+
+
 class Run:
     """A run of a program that has models; its output is read line by line."""
 

@@ -6,13 +6,16 @@ import logging
 import os
 import shutil
 import sys
-from typing import Annotated, Final, Literal
+from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from strongroom.cli.keyring import opener
 from strongroom.cli.terminal import note, plain, print_error
 from strongroom.cli.verb import Key, PassphraseFd, PassphraseOpens, Quiet, flag, parse_pairs, verb
+
+if TYPE_CHECKING:
+    from strongroom.mount.run_ready import Readiness
 
 __all__ = ["register"]
 
@@ -90,7 +93,6 @@ def run(
     from strongroom.mount.models import open_tree
     from strongroom.mount.run import Job, command_environment
     from strongroom.mount.run import run as run_job
-    from strongroom.mount.run_ready import Readiness
     from strongroom.mount.server import LOG
 
     environment = command_environment(os.environ, key or ())
@@ -107,12 +109,20 @@ def run(
         added=added,
         open_tree=lambda: open_tree(model, opener(key, passphrase, passphrase_fd)),
         backend=backend,
-        ready=None if wipe_when is None else Readiness(wipe_when),
+        ready=_readiness(wipe_when),
         native_code=allow_native_code,
         say=lambda text: None if quiet else note(plain(text)),
         warn=lambda text: note(plain(text), label="warning: "),
     )
     raise typer.Exit(run_job(job))
+
+
+def _readiness(url: str | None) -> Readiness | None:
+    if url is None:
+        return None
+    from strongroom.mount.run_ready import Readiness
+
+    return Readiness(url)
 
 
 def register(app: typer.Typer) -> None:

@@ -8,15 +8,17 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from strongroom.errors import StrongroomError, UsageError
 from strongroom.mount import fuse, private
 from strongroom.mount.private import Privacy
 from strongroom.mount.run_keeper import Command, Keeper
-from strongroom.mount.run_ready import Readiness
 from strongroom.mount.tmpfs import clear, placed, run_directory
 from strongroom.mount.tree import Tree
+
+if TYPE_CHECKING:
+    from strongroom.mount.run_ready import Readiness
 
 __all__ = ["MODELS", "PLACEHOLDER", "Backend", "Job", "command_environment", "run"]
 
@@ -100,10 +102,7 @@ def run(job: Job) -> int:
         if privacy > Privacy.NONE:
             private.enter_mounts()
         with Keeper(job.command(directory), privacy) as keeper, ExitStack() as stack:
-            if backend == "fuse":
-                _show(job, stack, directory)
-            else:
-                _place(job, directory, privacy)
+            _provide(job, backend, privacy, directory, stack)
             keeper.launch()
             with _signals_passed(keeper.send), _cleared_when_ready(job, directory):
                 return keeper.wait()
@@ -114,9 +113,7 @@ def _chosen(job: Job, privacy: Privacy) -> Backend:
         raise UsageError(
             "With FUSE no files lie anywhere that could be wiped.", hint="Use --backend tmpfs."
         )
-    problem = (
-        "mounting is not allowed here" if privacy == Privacy.NONE else fuse.available()
-    )  # None: it can be used
+    problem = "mounting is not allowed here" if privacy == Privacy.NONE else fuse.available()
     if job.backend == "fuse" and problem:
         raise UsageError(f"FUSE cannot be used: {problem}.", hint="Use --backend tmpfs.")
     if job.backend != "auto":
@@ -124,17 +121,22 @@ def _chosen(job: Job, privacy: Privacy) -> Backend:
     return "tmpfs" if problem or job.ready else "fuse"
 
 
-def _show(job: Job, stack: ExitStack, directory: str) -> None:
+def _provide(job: Job, backend: Backend, privacy: Privacy, directory: str, stack: ExitStack) -> None:
+    """Have the models at ``directory``, until ``stack`` is left where they are read from there later."""
     tree = stack.enter_context(job.open_tree())
-    # Nobody but the command and what it starts can get there, under whatever user they run.
-    options = {"allow_other": True, "allow_native_code": job.native_code}
-    stack.enter_context(fuse.mounted(tree, directory, **options))
-    job.say(f"Models are shown at {directory}.")
-
-
-def _place(job: Job, directory: str, privacy: Privacy) -> None:
-    with job.open_tree() as tree:
-        placed(tree, directory, private=privacy > Privacy.NONE, native_code=job.native_code)
+    if backend == "fuse":
+        # Nobody but the command and what it starts can get there, under whatever user they run.
+        options = {"allow_other": True, "allow_native_code": job.native_code}
+        try:
+            stack.enter_context(fuse.mounted(tree, directory, **options))
+        except UsageError:
+            if job.backend == "fuse":
+                raise
+        else:
+            job.say(f"Models are shown at {directory}.")
+            return
+    placed(tree, directory, private=privacy > Privacy.NONE, native_code=job.native_code)
+    stack.close()  # wipes the keys
     job.say(f"Models are in memory at {directory}.")
     if privacy == Privacy.NONE:
         job.warn("Nothing can be mounted here: other programs of this user can read the models.")
