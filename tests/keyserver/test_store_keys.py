@@ -283,6 +283,23 @@ def test_a_key_at_hand_is_wiped_after_seconds():
     cache.clear()
 
 
+def test_a_key_at_hand_is_used_where_it_is_and_another_is_made_for_it():
+    cache = DekCache()
+    made = SecretBytes(b"k" * 32)
+    seen = []
+    assert cache.use(b"n", lambda: made, lambda dek: seen.append(dek) or bytes(dek.buffer)) == b"k" * 32
+    # A copy, which is wiped.
+    assert seen[0] is not made
+    assert bytes(made.buffer) == b"k" * 32
+    assert bytes(seen[0].buffer) == bytes(32)
+    assert cache.use(b"n", lambda: pytest.fail("it is at hand"), lambda dek: dek) is made
+    with pytest.raises(ZeroDivisionError):
+        cache.use(b"n", lambda: pytest.fail("it is at hand"), lambda dek: 1 / 0)
+    cache.clear()
+    assert cache.use(b"n", lambda: SecretBytes(b"j" * 32), lambda dek: bytes(dek.buffer)) == b"j" * 32
+    cache.clear()
+
+
 def test_keys_at_hand_are_wiped_though_nobody_asks_again():
     cache = DekCache(0.05)
     made = SecretBytes(b"k" * 32)
