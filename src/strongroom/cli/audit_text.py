@@ -23,7 +23,7 @@ def record_lines(record: Mapping[str, Any]) -> Iterator[str]:
         yield "  ".join([*parts, *_pairs(details)])
         return
     # A release: what became of each key, and the machine that asked.
-    yield "  ".join([*parts, *_evidence(details), *_pairs(details, ("source", "problem"))])
+    yield "  ".join([*parts, *_evidence(details), *_pairs(details, ("door", "source", "problem"))])
     for key in keys:
         yield from _key_lines(key if isinstance(key, Mapping) else {})
 

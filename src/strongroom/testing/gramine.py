@@ -223,10 +223,11 @@ class GramineClient:
         Raises:
             OSError: the server is away, or refuses.
         """
+        context = self.context(ca, shown)
         connection = socket.create_connection(("127.0.0.1", port), timeout=60)
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         try:
-            return self.context(ca, shown).wrap_socket(connection, server_hostname=host)
+            return context.wrap_socket(connection, server_hostname=host)
         except BaseException:
             connection.close()
             raise

@@ -21,6 +21,7 @@ from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import ReleaseDenied, StrongroomError
 from strongroom.keyserver.errors_http import HttpError
 from strongroom.keyserver.gramine.certificate import MAX_CERTIFICATE
+from strongroom.keyserver.gramine.contexts import trusting
 from strongroom.keyserver.gramine.hello import Hello, NotTls
 from strongroom.keyserver.limits import RateLimit
 from strongroom.keyserver.settings import Limits
@@ -84,7 +85,7 @@ class Connection(asyncio.Protocol):
         self._counted: str | None = None
         self._began = time.perf_counter()
         self._hello = Hello()
-        self._context: ssl.SSLContext | None = None
+        self._trusts = False
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._tls: ssl.SSLObject | None = None
         self._certificate: bytes | None = None
@@ -147,15 +148,15 @@ class Connection(asyncio.Protocol):
             if not data:
                 return
             if self._tls is None:
-                # Not before: 1.4 ms, and memory, for each connection that says nothing.
-                self._context = self._place.context()
-                self._tls = self._context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+                # Not before: it is memory, for each connection that says nothing.
+                context = self._place.context()
+                self._tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
             leaf = self._hello.certificate
-            if leaf is not None and self._context is not None:
+            if leaf is not None and not self._trusts:
                 if len(leaf) > MAX_CERTIFICATE:
                     raise NotTls
-                self._context.load_verify_locations(cadata=leaf)
-                self._context = None
+                self._tls.context = trusting(leaf)
+                self._trusts = True
         self._incoming.write(data)
         if self._certificate is None and not self._handshake():
             return
