@@ -7,12 +7,12 @@ import sys
 import psutil
 import pytest
 from running import (
-    NO_FUSE,
     Run,
     directories,
     environment,
     gone,
     make_models,
+    needs_fuse,
     needs_namespaces,
     wait_for,
     weaker,
@@ -46,10 +46,8 @@ WEAKER = {
     "no mounts": "mnt user",
 }
 WAYS = [
-    pytest.param(backend, kinds, id=f"{backend}-{name}")
-    for name, kinds in WEAKER.items()
-    for backend in ("fuse", "tmpfs")
-    if (backend, name) != ("fuse", "no mounts") and not (backend == "fuse" and NO_FUSE)
+    pytest.param("fuse", None, id="fuse", marks=needs_fuse),
+    *(pytest.param("tmpfs", kinds, id=f"tmpfs-{name}") for name, kinds in WEAKER.items()),
 ]
 pytestmark = needs_namespaces
 
