@@ -139,6 +139,21 @@ def test_options_of_the_caller_are_used_and_not_changed(request, kind, key, expe
             onnxruntime.InferenceSession(graph, options, providers=CPU)
 
 
+@pytest.mark.parametrize("kind", ["embedded", "external"])
+def test_options_that_are_made_for_the_session(request, kind, key, expected, monkeypatch):
+    sealed = request.getfixturevalue(kind)
+    monkeypatch.setattr(loader, "memory_directory", None)  # they may be changed: it needs none
+
+    def options():
+        made = onnxruntime.SessionOptions()
+        made.intra_op_num_threads = 1
+        return made
+
+    session = loader.session(sealed, options, CPU, key=key)
+    assert numpy.array_equal(run(session), expected)
+    assert session.get_session_options().intra_op_num_threads == 1
+
+
 def test_nothing_is_read_that_the_graph_does_not_name(external, key, monkeypatch):
     opened = []
     real = strongroom.SealedModel.content

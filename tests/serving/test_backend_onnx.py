@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 
 import ml_dtypes
@@ -15,6 +16,7 @@ import strongroom
 from strongroom.errors import FormatError
 from strongroom.serving.backend import BackendOptions
 from strongroom.serving.backends import registry
+from strongroom.serving.backends.onnx import _cores
 from strongroom.serving.checking import check_inputs
 from strongroom.serving.status import Code, RequestError
 
@@ -178,7 +180,7 @@ def test_an_unknown_rank_takes_any(loaded):
     assert run(model, x=x, s=np.array([2, 8]))["y"].shape == (2, 8)
 
 
-def test_external_data_and_threads(loaded, tmp_path):
+def test_external_data_and_threads(loaded, tmp_path, monkeypatch):
     weights = np.arange(16 * 4, dtype=np.float32).reshape(16, 4)
     content = graph(
         [("MatMul", ["x", "w"], ["y"], {})],
@@ -196,9 +198,34 @@ def test_external_data_and_threads(loaded, tmp_path):
         size_threshold=0,
     )
     x = np.ones((2, 16), np.float32)
+    # It is in no directory, whatever the number of threads.
+    monkeypatch.setattr("strongroom.loaders.onnx.memory_directory", None)
     for threads in (0, 1):
         model = loaded(folder, threads=threads)
         assert np.array_equal(run(model, x=x)["y"], x @ weights)
+
+
+@pytest.mark.parametrize("threads", [0, 3])
+def test_its_threads_are_tied_to_no_processor(loaded, monkeypatch, threads):
+    monkeypatch.setattr("strongroom.serving.backends.onnx._cores", lambda: 3)
+    before = set(os.listdir("/proc/self/task"))
+    loaded(identity(FLOAT), threads=threads)
+    made = [int(one) for one in set(os.listdir("/proc/self/task")) - before]
+    assert len(made) >= 2  # and the one that runs the model
+    assert {frozenset(os.sched_getaffinity(one)) for one in made} == {
+        frozenset(os.sched_getaffinity(0))
+    }
+
+
+def test_cores_are_those_of_this_process(monkeypatch):
+    everything = os.sched_getaffinity(0)
+    assert 1 <= _cores() <= len(everything)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {min(everything)})
+    assert _cores() == 1
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1 << 20, 1 + (1 << 20)})
+    assert _cores() == 2  # nobody says that they are one
+    monkeypatch.delattr(os, "sched_getaffinity")
+    assert _cores() == 0
 
 
 def test_threads_at_once(loaded):

@@ -60,7 +60,8 @@ def session(
         path_or_bytes: the place of a sealed file or directory, or an open model.
         sess_options: used as they are, and not changed. With them a model with external data lies
             in ``/dev/shm`` while the session is made, which must have room for it; so does one with
-            a single tensor of 2 GiB.
+            a single tensor of 2 GiB. A function that makes options is called instead of
+            ``SessionOptions()``, and what it gives may be changed.
         path: the model file, if there are several.
 
     Raises:
@@ -69,6 +70,8 @@ def session(
     """
     with opened(path_or_bytes, key) as model:
         name = pick(model, path, _SUFFIXES, "ONNX")
+        if sess_options is None:
+            sess_options = onnxruntime.SessionOptions
         arguments = (providers, provider_options)
         if _is_ort_format(model, name):
             made = _from_ort_format(model, name, sess_options, *arguments, **kwargs)
@@ -95,11 +98,11 @@ def _is_ort_format(model: SealedModel, name: str) -> bool:
 def _from_ort_format(
     model: SealedModel, name: str, options: Any, *arguments: Any, **kwargs: Any
 ) -> Any:
-    if options is not None:
+    if not callable(options):
         return onnxruntime.InferenceSession(model.read(name), options, *arguments, **kwargs)
     # A session keeps the bytes that it was made from, but not a file. To use the weights where they
     # lie in the bytes ("use_ort_model_bytes_for_initializers") crashes in 1.31 with some operators.
-    options = onnxruntime.SessionOptions()
+    options = options()
     options.add_session_config_entry("session.load_model_format", "ORT")
     with model.path(name) as place:
         return onnxruntime.InferenceSession(place, options, *arguments, **kwargs)
@@ -108,11 +111,12 @@ def _from_ort_format(
 def _from_onnx(model: SealedModel, name: str, options: Any, *arguments: Any, **kwargs: Any) -> Any:
     # From bytes ONNX Runtime would make two more copies, from a file one; and it would look in the
     # current directory for data that the model does not have.
+    made = options if callable(options) else lambda: options
     with model.path(name) as place:
         external = _external_data(model, name, place)
         if not external:
             try:
-                return onnxruntime.InferenceSession(place, options, *arguments, **kwargs)
+                return onnxruntime.InferenceSession(place, made(), *arguments, **kwargs)
             except Exception as error:  # its errors have no common base
                 if not _DATA_MISSING.search(str(error)):
                     raise
@@ -120,23 +124,27 @@ def _from_onnx(model: SealedModel, name: str, options: Any, *arguments: Any, **k
                     f"{name} needs external data that is not in the sealed model.",
                     hint="Seal the folder of the model with all of its files.",
                 ) from error
-        if options is None and hasattr(onnxruntime.SessionOptions, _IN_MEMORY):
-            made = _with_data_in_memory(model, place, external, *arguments, **kwargs)
-            if made is not None:
-                return made
+        if callable(options) and hasattr(onnxruntime.SessionOptions, _IN_MEMORY):
+            session = _with_data_in_memory(model, place, external, options(), *arguments, **kwargs)
+            if session is not None:
+                return session
     # Options cannot be copied, and what is added to them cannot be removed: those of the caller
     # would keep pointers to memory that is gone. So the files get names instead.
     paths = [name, *external.values()]
     with memory_directory(sum(model.files[path].size for path in paths)) as directory:
         place_files(model, paths, directory)
-        return onnxruntime.InferenceSession(f"{directory}/{name}", options, *arguments, **kwargs)
+        return onnxruntime.InferenceSession(f"{directory}/{name}", made(), *arguments, **kwargs)
 
 
 def _with_data_in_memory(
-    model: SealedModel, place: str, external: dict[str, str], *arguments: Any, **kwargs: Any
+    model: SealedModel,
+    place: str,
+    external: dict[str, str],
+    options: Any,
+    *arguments: Any,
+    **kwargs: Any,
 ) -> Any:
-    """A session, or None if ONNX Runtime needs files for this model."""
-    options = onnxruntime.SessionOptions()
+    """A session, or None if ONNX Runtime needs files for this model; options are changed."""
     # ONNX Runtime has bare pointers to these until the session is made: they must outlive it.
     buffers = [model.load(path) for path in external.values()]
     options.add_external_initializers_from_files_in_memory(

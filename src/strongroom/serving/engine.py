@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from strongroom.serving.call import Answer, Call, Elsewhere
+from strongroom.serving.call import Answer, Call
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.repository import Load, Repository
 from strongroom.serving.servable import Statistics
@@ -55,11 +55,6 @@ class Engine:
         """As :meth:`infer`, for the event loop, which runs a quick model itself."""
         lease = self._repository.acquire(call.model, call.version, call.label)
         try:
-            call.at_once = True
-            try:
-                return lease.servable.infer(call)
-            except Elsewhere:
-                call.at_once = False
             return await lease.servable.infer_async(call)
         finally:
             lease.release()

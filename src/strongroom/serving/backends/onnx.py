@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -123,13 +124,30 @@ def load(model: SealedModel, options: BackendOptions) -> _Session:
     """
     from strongroom.loaders import onnx
 
-    session_options = None
-    if options.threads:
+    def session_options() -> Any:
         import onnxruntime
 
-        session_options = onnxruntime.SessionOptions()
-        session_options.intra_op_num_threads = options.threads
+        made = onnxruntime.SessionOptions()
+        # Told nothing, it takes as many and ties each to a processor: those of all models to the same
+        # ones, which need not be this process's.
+        made.intra_op_num_threads = options.threads or _cores()
+        return made
+
     return _Session(onnx.session(model, session_options, path=options.file, **options.extra))
+
+
+def _cores() -> int:
+    """Cores whose processors this process may use; 0, which is ONNX Runtime's own number, if unknown."""
+    if not hasattr(os, "sched_getaffinity"):
+        return 0
+    found = set()
+    for processor in os.sched_getaffinity(0):
+        try:
+            with open(f"/sys/devices/system/cpu/cpu{processor}/topology/thread_siblings_list") as file:
+                found.add(file.read())
+        except OSError:  # a container may hide it
+            found.add(str(processor))
+    return len(found)
 
 
 def _spec(what: str, one: Any) -> TensorSpec:
