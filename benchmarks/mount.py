@@ -123,7 +123,7 @@ def prepare(directory: Path, size: int) -> Path:
         (place / "key.txt").write_bytes(base64.urlsafe_b64encode(KEY))
         for name in ("a", "b"):
             tensors = {
-                str(i): torch.randint(0, 1 << 15, (16 * MIB // 2,), dtype=torch.int16)
+                f"{i:04}": torch.randint(0, 1 << 15, (16 * MIB // 2,), dtype=torch.int16)
                 for i in range(size // 16)
             }
             save_file(tensors, place / f"{name}.safetensors")
