@@ -30,7 +30,8 @@ import strongroom
 from strongroom.compat.transfer import export_model
 from strongroom.crypto.derive import gramine_wrap_key
 from strongroom.crypto.secret import SecretBytes
-from strongroom.keyserver.config import load_config
+from strongroom.errors import UsageError
+from strongroom.keyserver.config import load_config, parse_config
 from strongroom.keyserver.tls_files import renew_certificate
 from strongroom.testing.gramine import (
     DICE,
@@ -574,3 +575,25 @@ def test_sealed_files_open_with_what_gramine_gets(patient, pki, tmp_path):
             source_key=WRAP_KEY,
             key=bytes(32),
         )
+
+
+def test_a_revocation_list_that_is_older_than_one_seen_before(patient, pki):
+    newer = another_model(patient, pki, "50806f000004", crl_number=2)
+    assert client(newer).ask(patient.door, patient.ca) == WRAP_KEY
+    older = another_model(patient, pki, "50806f000005", crl_number=1)
+    assert refusal(patient, client(older)) == "evidence"
+
+
+def test_the_port_is_closed_unless_it_is_configured(tmp_path):
+    document = {
+        "server_id": "keys.example",
+        "tls": {"certificate": "a", "key": "b"},
+        "database": {},
+        "kek": {"source": "file:root.kek"},
+    }
+    assert parse_config(document, tmp_path).gramine is None
+    asked = parse_config(document | {"gramine": {}}, tmp_path).gramine
+    assert (asked.port, asked.host) == (4433, None)
+    for wrong in ({"port": 65536}, {"port": -1}, {"port": "4433"}, {"ports": 4433}):
+        with pytest.raises(UsageError, match=r"gramine\.port"):
+            parse_config(document | {"gramine": wrong}, tmp_path)
