@@ -187,15 +187,16 @@ def test_a_terminal_reaches_the_command_once(run, place):
     os.close(slave)
     screen = b""
 
-    def expect(text):
+    def expect(text, count=1):
         nonlocal screen
-        while text not in screen:
+        while screen.count(text) < count:
             assert select.select([master], [], [], TIMEOUT)[0], screen
             screen += os.read(master, 4096)
 
     expect(b"(True, os.terminal_size(columns=80, lines=24))")
-    os.write(master, b"\x03")
-    expect(b"SIGINT\r\n")
+    for count in range(1, 6):  # two at the same moment would be one
+        os.write(master, b"\x03")
+        expect(b"SIGINT\r\n", count)
     fcntl.ioctl(master, termios.TIOCSWINSZ, b"\x20\x00\x50\x00" + bytes(4))
     expect(b"SIGWINCH\r\n")
     process.send_signal(signal.SIGUSR1)  # behind whatever else there may be
@@ -203,7 +204,7 @@ def test_a_terminal_reaches_the_command_once(run, place):
     process.terminate()
     assert process.wait(TIMEOUT) == 3
     os.close(master)
-    assert screen.count(b"SIGINT") == screen.count(b"SIGWINCH") == 1
+    assert (screen.count(b"SIGINT"), screen.count(b"SIGWINCH")) == (5, 1)
 
 
 PEEK = """
