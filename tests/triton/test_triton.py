@@ -1,6 +1,7 @@
 """The repository agent in a real Triton, which stays (``make test-triton``)."""
 
 import io
+import json
 import os
 import re
 import shutil
@@ -251,6 +252,12 @@ def test_backends_that_read_later(server, repository):
     assert place.stat().st_mode & 0o777 == 0o700
     assert MARK in (place / "1" / "weights").read_bytes()
     assert (place / "1" / "weights").stat().st_mode & 0o777 == 0o600
+    # More instances are started from the same files.
+    config = json.loads(server.config("later", repository.parameters(wipe="unload")))
+    config["instance_group"] = [{"count": 2, "kind": "KIND_CPU"}]
+    server.load("later", config=json.dumps(config), client_timeout=120)
+    assert place.is_dir()
+    assert server.infer("later") == [2, 4]
     server.unload("later")
     server.until(lambda: not list(repository.memory.iterdir()))
 
