@@ -35,8 +35,8 @@ from strongroom.serving.settings import Listen
 
 COMMANDS = command_lines()
 OURS = [(where, words) for where, words in COMMANDS if words[0] == "strongroom"]
-OTHERS = {"pg_isready", "chown", "chmod"}
-"""Of PostgreSQL's image, and of coreutils in every Debian."""
+OTHERS = {"pg_isready", "chown", "chmod", "probe"}
+"""Of PostgreSQL's image, of coreutils in every Debian, and deploy/probe.py."""
 
 
 def parse(words):
@@ -55,7 +55,7 @@ def test_command_lines_parse(where, words):
 
 
 def test_command_lines_are_found_and_wrong_ones_refused():
-    assert len(OURS) > 30
+    assert len(COMMANDS) > 30
     assert {words[0] for _, words in COMMANDS} == {"strongroom", *OTHERS}
     with pytest.raises(Exception, match=r"(?i)no such option"):
         parse(["strongroom", "keycache", "run", "--sockets", "x"])
@@ -63,9 +63,12 @@ def test_command_lines_are_found_and_wrong_ones_refused():
 
 def test_probes_ask_for_what_is_there():
     asked = set()
-    for _, words in OURS:
-        if words[1:3] == ["plumbing", "probe"]:
-            port, path = re.fullmatch(r"https?://127.0.0.1:(\d+)(/\w+)", words[3]).groups()
+    sockets = set()
+    for _, words in COMMANDS:
+        if words[0] == "probe" and words[1].startswith("unix://"):
+            sockets.add(words[1].removeprefix("unix://"))
+        elif words[0] == "probe":
+            port, path = re.fullmatch(r"https?://127.0.0.1:(\d+)(/\w+)", words[1]).groups()
             asked.add((int(port), path))
     paths = {route.path for route in router.routes}
     managed = {option(words, "--management-port") for _, words in OURS if words[1] == "serve"}
@@ -73,6 +76,7 @@ def test_probes_ask_for_what_is_there():
         assert path in {"/healthz", "/readyz"} & paths
         assert port == KeyServerListen().port or str(port) in managed
     assert len(asked) == 2
+    assert sockets == {"/run/strongroom/keys.sock"}
 
 
 def test_environment_variables_are_documented_ones():
