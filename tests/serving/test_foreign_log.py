@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -44,6 +45,16 @@ def test_what_was_said_before_a_failure(said):
         raise ImportError
     (line,) = said()
     assert line["line"] == "why"
+
+
+def test_without_memory_files(capfd, monkeypatch):
+    def none(name):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "memfd_create", none)
+    with foreign_lines_logged("library"):
+        os.write(2, b"words\n")
+    assert capfd.readouterr().err == "words\n"
 
 
 def test_without_a_standard_error():

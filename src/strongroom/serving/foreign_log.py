@@ -27,8 +27,12 @@ def foreign_lines_logged(library: str) -> Iterator[None]:
     if sys.stderr is None:  # closed before the start: the number may be that of a socket by now
         yield
         return
+    try:
+        written = os.memfd_create("stderr")
+    except OSError:  # Gramine has none: they stay what they are
+        yield
+        return
     kept = os.dup(_STDERR)
-    written = os.memfd_create("stderr")
     try:
         os.dup2(written, _STDERR)
         try:
