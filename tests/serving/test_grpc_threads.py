@@ -129,6 +129,18 @@ def test_what_is_quick_is_answered_by_the_thread_that_reads(serve):
     assert len(set(others)) == 1
 
 
+def test_what_is_as_large_as_what_had_to_wait_is_not_tried_again(serve, monkeypatch):
+    monkeypatch.setattr("strongroom.serving.grpc_guard._ELSEWHERE_SECONDS", 3600.0)
+    served = serve()
+    large = request(1.0)
+    large.id = "x" * 50
+    for one in (large, large, request(1.0)):
+        served.call(one, timeout=60)
+    *waited, tried = [one.startswith("grpc-") for one in served.model.threads]
+    assert waited == [True, True]
+    assert not tried
+
+
 def test_what_has_to_wait_keeps_no_other_call_from_being_answered(serve):
     """The place is taken: the call waits in a thread of its own, and runs once."""
     served = serve(limits=Limits(concurrency=1))
