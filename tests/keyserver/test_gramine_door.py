@@ -8,6 +8,7 @@ import ssl
 import time
 from base64 import urlsafe_b64encode
 from contextlib import closing
+from dataclasses import replace
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
@@ -233,6 +234,8 @@ def test_what_intel_says_of_the_machine(server, pki):
     assert "revoked" in refusal(server, client(revoked))
     outdated = another_model(server, pki, "50806f000003", status="OutOfDate")
     assert refusal(server, client(outdated)) == "policy"
+    unknown = replace(pki, fmspc=bytes.fromhex("50806f000006")).another(ppid=bytes(16), piid=b"1" * 16)
+    assert "endorsement" in refusal(server, client(unknown)).lower()
     another_root = new_pki()
     assert "verify" in refusal(server, client(another_root))
 
@@ -362,6 +365,40 @@ def test_a_protocol_of_the_application_is_not_begun(server, pki):
         assert len(exactly(connection, 57)) == 57
         connection.sendall(b"MORE\0")
         assert connection.recv(100) == b""
+
+
+@pytest.mark.parametrize(
+    "junk",
+    [
+        b"\0",
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"\x16\x03\x01\x00\x05\x01\x00\x00\x01\x00",
+        b"\x16\x03\x01\x40\x01" + bytes(1 << 14),
+        b"\x15\x03\x03\x00\x02\x02\x28",
+        b"\x14\x03\x03\x00\x01\x01" * 100,
+        bytes(range(256)) * 400,
+    ],
+    ids=range(7),
+)
+def test_junk(server, junk):
+    with closing(socket.create_connection(("127.0.0.1", server.door))) as connection:
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(junk)
+            connection.shutdown(socket.SHUT_WR)
+        ended(connection)
+
+
+def test_a_client_that_does_not_wait(server, pki):
+    """Its release is decided and on record, and whoever comes next is answered by the same worker."""
+    head = server.head()
+    connection = client(pki).connect(server.door, server.ca)
+    connection.sendall(REQUEST)
+    connection.close()
+    assert client(pki).ask(server.door, server.ca) == WRAP_KEY
+    deadline = time.monotonic() + PATIENCE
+    while len(server.releases(head)) < 2:
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_which_key_by_the_name_that_is_asked_for(server, pki, versions):
