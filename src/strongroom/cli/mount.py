@@ -68,7 +68,9 @@ def mount(
     from strongroom.mount.models import open_tree
     from strongroom.mount.server import LOG
     from strongroom.web.notify import notify
+    from strongroom.web.sockets import allow_many_descriptors
 
+    allow_many_descriptors()  # Each file that was opened once stays open, so that a replaced one is not mixed in.
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     LOG.addHandler(handler)

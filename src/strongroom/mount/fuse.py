@@ -226,7 +226,9 @@ def mounted(
 ) -> Iterator[Mount]:
     """Show ``tree`` at ``directory``, read-only, until the block is left; then nothing of it is kept.
 
-    Files that somebody still has open then give errors, and mappings of them SIGBUS.
+    Files that somebody still has open then give errors, and mappings of them SIGBUS. This process may read
+    files of it, but must not map them: a page fault would wait, with the interpreter's lock, for a thread that
+    needs it.
 
     Args:
         page_cache: let the kernel keep what was read, and map files shared. Without it (direct I/O)

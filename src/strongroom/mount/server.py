@@ -131,7 +131,10 @@ class Server:
                     more = self._idle == 0 and len(self._threads) < _MOST_THREADS
                 if more:
                     self._start_thread()
-                self._handle(protocol.parse_request(memoryview(raw)))
+                try:
+                    self._handle(protocol.parse_request(memoryview(raw)))
+                except Exception as error:  # a thread that ended would leave others waiting
+                    LOG.error("a request failed: this is a bug in strongroom: %s", type(error).__name__)
                 with self._lock:
                     if self._idle >= _IDLE_THREADS:
                         return
