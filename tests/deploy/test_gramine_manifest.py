@@ -106,7 +106,9 @@ def faults(document: dict[str, Any], release: str) -> list[str]:
         elif re.fullmatch(r"loader\.env\.[A-Z][A-Z0-9_]*", name):
             if not isinstance(value, str):
                 found.append(name)
-        elif type(value) is not known.get(name) or (isinstance(value, list) and not all(isinstance(one, str) for one in value)):
+        elif type(value) is not known.get(name) or (
+            isinstance(value, list) and not all(isinstance(one, str) for one in value)
+        ):
             found.append(name)
     return found + [
         name for name in (entrypoint, "libos.entrypoint") if name not in dict(options(document))
