@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 
-_SECONDS = 10.0
+_SECONDS = 60.0
 """What somebody else has open for a moment is gone by then, and what was left is not."""
 
 

@@ -85,7 +85,7 @@ class Tpm:
     def _run(self, *words: str) -> str:
         name, *rest = words
         done = subprocess.run(
-            [f"tpm2_{name}", "-T", self.tcti, *rest], capture_output=True, text=True, timeout=30
+            [f"tpm2_{name}", "-T", self.tcti, *rest], capture_output=True, text=True, timeout=60
         )
         assert done.returncode == 0, done.stderr
         return done.stdout
@@ -114,7 +114,7 @@ def switched_on(state: Path, place: Path) -> Iterator[Tpm]:
         yield Tpm(path)
     finally:
         process.terminate()
-        process.wait(10)
+        process.wait(60)
 
 
 _LISTENS = "00010000"

@@ -182,7 +182,7 @@ def test_who_comes_while_it_is_looked_goes_by_the_old_set(source, clock, monkeyp
         def fetch(self, wanted):
             if self.count:
                 looking.set()
-                assert go.wait(30)
+                assert go.wait(60)
             return super().fetch(wanted)
 
     slow = Slow(OLD.jwks)
@@ -194,12 +194,12 @@ def test_who_comes_while_it_is_looked_goes_by_the_old_set(source, clock, monkeyp
     first = threading.Thread(target=lambda: found.append(accepts(sets, NEW)))
     first.start()
     try:
-        assert looking.wait(30)
+        assert looking.wait(60)
         assert accepts(sets, OLD)
         assert not accepts(sets, NEW)
     finally:
         go.set()
-        first.join(30)
+        first.join(60)
     assert found == [True]
     assert accepts(sets, NEW)
     assert slow.count == 2
@@ -210,7 +210,7 @@ def test_many_at_once_cause_one_fetch(sets, source):
     for one in threads:
         one.start()
     for one in threads:
-        one.join(30)
+        one.join(60)
     assert source.count == 1
 
 

@@ -442,7 +442,7 @@ def test_one_flight_for_all_who_wait(answer: bytes | Exception) -> None:
     class Slow(Source):
         def fetch(self, wanted: Wanted) -> bytes:
             started.set()
-            go.wait(10)
+            go.wait(60)
             return super().fetch(wanted)
 
     source = Slow(answer)
@@ -458,7 +458,7 @@ def test_one_flight_for_all_who_wait(answer: bytes | Exception) -> None:
     threads = [threading.Thread(target=ask) for _ in range(16)]
     for thread in threads:
         thread.start()
-    started.wait(10)
+    started.wait(60)
     while len(cache._flights) != 1:
         time.sleep(0.001)
     time.sleep(0.05)

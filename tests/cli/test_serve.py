@@ -59,7 +59,7 @@ def served(cli, here):
 
 def ask(port, path, body=None):
     try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", body, timeout=30) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", body, timeout=60) as answer:
             return answer.status, answer.read()
     except urllib.error.HTTPError as error:
         with error:
@@ -103,7 +103,7 @@ def test_all_addresses_of_either_kind(served):
         pytest.skip("this machine has no IPv6")
     _, port, _ = served("m=m.sealed", "-k", "key.txt", "--host", "::")
     for host in ("::1", "127.0.0.1"):
-        with socket.create_connection((host, port), timeout=30) as one:
+        with socket.create_connection((host, port), timeout=60) as one:
             one.sendall(b"GET /healthz HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
             with one.makefile("rb") as answer:
                 assert answer.read().startswith(b"HTTP/1.1 200 ")

@@ -27,7 +27,7 @@ class Asked:
 
     @property
     def client(self):
-        return KeyCache(self.uri, timeout=30)
+        return KeyCache(self.uri, timeout=60)
 
     def status(self):
         return self.client.status()
@@ -73,7 +73,7 @@ class LocalCache(Asked):
     def stop(self):
         if self.thread is not None:
             self.loop.call_soon_threadsafe(self.end.set)
-            self.thread.join(30)
+            self.thread.join(60)
             assert not self.thread.is_alive()
             self.thread = None
 
@@ -108,7 +108,7 @@ class Cache(Asked):
             return None
         if self.process.poll() is None:
             self.process.send_signal(number)
-        code = self.process.wait(30)
+        code = self.process.wait(60)
         self.process = None
         return code
 

@@ -262,7 +262,7 @@ def test_tls_before_1_3_is_refused(connect, stub, deks):
         thread.start()
         with pytest.raises(ServerUnavailable):
             connect(url=f"https://localhost:{listener.getsockname()[1]}").release([WANTED])
-        thread.join(10)
+        thread.join(60)
 
 
 def test_a_lost_answer_is_asked_for_anew(client, stub, deks):

@@ -99,7 +99,7 @@ class Postgres:
                 cwd="/",
                 **self._user,
             )
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 60
         while True:
             try:
                 psycopg.connect(self._conninfo("postgres")).close()
@@ -113,7 +113,7 @@ class Postgres:
         """SIGINT is an orderly end; SIGQUIT is a crash, from which it recovers at the next start."""
         if self._process is not None:
             self._process.send_signal(number)
-            self._process.wait(30)
+            self._process.wait(60)
             self._process = None
 
     def close(self) -> None:
@@ -121,7 +121,7 @@ class Postgres:
         shutil.rmtree(self.directory, ignore_errors=True)
 
     def _conninfo(self, name: str) -> str:
-        return f"host={self.directory} user=postgres dbname={name} connect_timeout=5"
+        return f"host={self.directory} user=postgres dbname={name} connect_timeout=60"
 
     def database(self, name: str | None = None) -> str:
         name = name or f"keys{next(self._numbers)}"

@@ -157,7 +157,7 @@ class Server:
 
     def connection(self, certificate: Path | None = None) -> http.client.HTTPSConnection:
         return http.client.HTTPSConnection(
-            "localhost", self.port, timeout=30, context=self.context(certificate)
+            "localhost", self.port, timeout=60, context=self.context(certificate)
         )
 
     def ask(

@@ -94,7 +94,7 @@ def write(store, *grants, platform="mtls:00", challenge=None, expires=60, revisi
 
 
 def release(store, *grants, **options):
-    return store.commit_release(write(store, *grants, **options)).result(30)
+    return store.commit_release(write(store, *grants, **options)).result(60)
 
 
 def sql(url, statement, *values):

@@ -13,7 +13,7 @@ from servers import Machine, Server, new_pki
 
 from strongroom.release.answer import Released
 
-PATIENCE = 20.0
+PATIENCE = 60.0
 ROOT, OTHER = Authority("root"), Authority("other")
 MIDDLE = Authority("middle", ROOT)
 

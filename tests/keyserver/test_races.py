@@ -28,7 +28,7 @@ def at_once(*works):
     barrier, results = threading.Barrier(len(works)), [None] * len(works)
 
     def run(index, work):
-        barrier.wait(30)
+        barrier.wait(60)
         try:
             results[index] = work()
         except Exception as error:
@@ -51,7 +51,7 @@ def test_a_challenge_presented_by_many_at_once_is_used_once(pair):
         ]
         outcomes = at_once(
             *(
-                lambda store=store, one=one: store.commit_release(one).result(30)
+                lambda store=store, one=one: store.commit_release(one).result(60)
                 for store, one in writes
             )
         )
@@ -67,7 +67,7 @@ def test_holders_are_counted_over_replicas(pair):
         for index, store in enumerate(pair * 10)
     ]
     outcomes = at_once(
-        *(lambda store=store, one=one: store.commit_release(one).result(30) for store, one in writes)
+        *(lambda store=store, one=one: store.commit_release(one).result(60) for store, one in writes)
     )
     assert sum(not one.refused for one in outcomes) == 5
     assert sum(node.leases for node in pair[0].nodes()) == 5
@@ -118,7 +118,7 @@ def test_no_release_is_granted_after_a_revocation_was_acknowledged(pair):
     ]
     stop.set()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     releases = [record["sequence"] for record in one.audit(limit=1000) if record["event"] == "release"]
     assert releases and max(releases) < revoked
     assert sum(granted) == len(releases)
@@ -145,7 +145,7 @@ def test_snapshots_read_while_others_write_are_whole(pair):
             seen.add(two.snapshot().revision)
     finally:
         stop.set()
-        thread.join(30)
+        thread.join(60)
     assert len(seen) == 10
 
 

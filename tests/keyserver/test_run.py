@@ -25,7 +25,7 @@ from strongroom.release.binding import WantedKey
 from strongroom.release.messages import Challenge
 from strongroom.release.names import KeyName
 
-PATIENCE = 30.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -310,7 +310,7 @@ def test_many_who_ask_whether_it_is_ready_cause_one_check_at_a_time():
             nonlocal running, most, checks
             running, checks = running + 1, checks + 1
             most = max(most, running)
-            assert go.wait(30)
+            assert go.wait(PATIENCE)
             running -= 1
             if checks == 2:
                 raise StorageError("gone")

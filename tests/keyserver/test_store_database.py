@@ -213,7 +213,7 @@ def test_a_failed_migration_leaves_nothing(tmp_path, monkeypatch):
 def upgrade_here(url, barrier, results):
     try:
         database = Database(url)
-        barrier.wait(30)
+        barrier.wait(60)
         migrate(database)
         database.close()
         results.put("")
@@ -235,7 +235,7 @@ def test_replicas_that_start_at_once_upgrade_once(kind, tmp_path, request):
         one.start()
     assert [results.get(timeout=60) for _ in processes] == ["", ""]
     for one in processes:
-        one.join(30)
+        one.join(60)
     Store.create(url, kek()).close()
 
 
@@ -336,7 +336,7 @@ def test_keys_that_change_while_others_are_moved_are_moved_as_they_are(store, cl
             if meanwhile:
                 thread = threading.Thread(target=meanwhile)
                 thread.start()
-                thread.join(30)
+                thread.join(60)
             return kek(2).wrap(secret, aad)
 
         def unwrap(self, wrapped, aad):

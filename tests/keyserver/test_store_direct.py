@@ -144,7 +144,7 @@ def test_it_is_alone_in_the_database(database, database_url, kind):
             thread.join(0.3)
             order.append("first")
             connection.execute(INSERT, rows(1))
-        thread.join(30)
+        thread.join(60)
     assert order == ["first", 1]
 
 

@@ -189,7 +189,7 @@ def test_what_cannot_be_recorded_is_not_released(ready):
     good = write(ready, grant(ready, lease="M"), platform="b")
     futures = [ready.commit_release(one) for one in (bad, good)]
     assert isinstance(futures[0].exception(30), UsageError)
-    assert futures[1].result(30).refused == {}
+    assert futures[1].result(60).refused == {}
     assert codes(ready, "L", "M") == ["attest-again", ""]
     # Its challenge was not used either.
     assert not release(ready, challenge=bad.challenge).challenge_used
@@ -200,7 +200,7 @@ def test_what_a_database_cannot_hold_is_the_fault_of_one(ready):
     bad, good = EndWrite(("a\0",)), write(ready, grant(ready, lease="L"))
     futures = [Future(), Future()]
     ready._writer._write(list(zip((bad, good), futures, strict=True)))
-    assert futures[1].result(30).refused == {}
+    assert futures[1].result(60).refused == {}
     assert codes(ready, "L") == [""]
     try:
         assert codes(ready, "a\0") == ["attest-again"]

@@ -15,7 +15,7 @@ from strongroom.keyserver.tls_files import renew_certificate
 from strongroom.pki.certificates import hosts_of
 
 HEAD = 1.0
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -97,7 +97,7 @@ def test_a_worker_that_hangs_or_dies_is_replaced(what):
         began = time.monotonic()
         with pytest.raises(MalformedEvidence, match=r"too long|brought its verifier down"):
             await pool.verify([TDX], NOW)
-        assert time.monotonic() - began < 15
+        assert time.monotonic() - began < 60
         found, _ = await pool.verify([TDX], NOW)
         (successor,) = workers()
         assert successor.pid != worker.pid

@@ -123,7 +123,7 @@ class RestServer:
         self.thread = threading.Thread(target=self.loop.run_forever)
         self.thread.start()
         started = asyncio.run_coroutine_threadsafe(self._start(), self.loop)
-        return started.result(20)
+        return started.result(60)
 
     async def _start(self):
         self.server = await self.loop.create_server(
@@ -138,9 +138,9 @@ class RestServer:
                 one.abort()
             await asyncio.sleep(0.05)
 
-        asyncio.run_coroutine_threadsafe(stop(), self.loop).result(20)
+        asyncio.run_coroutine_threadsafe(stop(), self.loop).result(60)
         self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(20)
+        self.thread.join(60)
         self.loop.close()
 
 

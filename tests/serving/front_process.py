@@ -105,7 +105,7 @@ class Server:
             time.sleep(0.02)
         return found
 
-    def connect(self, context: ssl.SSLContext | None = None, timeout=30):
+    def connect(self, context: ssl.SSLContext | None = None, timeout=60):
         if context is None:
             return http.client.HTTPConnection("127.0.0.1", self.rest, timeout=timeout)
         return http.client.HTTPSConnection("localhost", self.rest, timeout=timeout, context=context)
@@ -123,7 +123,7 @@ class Server:
     def numbers(self) -> str:
         """What ``/metrics`` says at the port for management."""
         port = self.line("listening")["management_port"]
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         try:
             connection.request("GET", "/metrics")
             return connection.getresponse().read().decode()

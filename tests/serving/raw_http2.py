@@ -12,7 +12,7 @@ END_STREAM, END_HEADERS, ACK = 1, 4, 1
 class Connection:
     """One connection; streams have odd numbers."""
 
-    def __init__(self, port: int, timeout=30.0) -> None:
+    def __init__(self, port: int, timeout=60.0) -> None:
         self.socket = socket.create_connection(("127.0.0.1", port), timeout=timeout)
         try:
             self.socket.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n")

@@ -271,11 +271,11 @@ def test_a_body_beyond_the_limit_in_one_piece(client):
 @pytest.mark.parametrize("models", ["m m m", "slow slow", "m together m", "m slow"])
 def test_an_idle_connection_ends_after_the_last_answer(client, models):
     for model in models.split():
+        began = time.monotonic()
         client.send(infer(1, model))
         assert client.value() == 2
-    began = time.monotonic()
     assert client.ended()
-    assert 1 < time.monotonic() - began < 10
+    assert 1 < time.monotonic() - began < 60
 
 
 def test_a_connection_is_not_idle_while_its_request_waits(client):

@@ -231,7 +231,7 @@ def test_requests_are_put_together(serve):
 
     class Held(Doubling):
         def run(self, signature, inputs, outputs):
-            assert go.wait(30)
+            assert go.wait(60)
             return super().run(signature, inputs, outputs)
 
     model = Held()
@@ -264,7 +264,7 @@ def test_a_full_queue_and_a_deadline(serve, batching, how):
     class Held(Doubling):
         def run(self, signature, inputs, outputs):
             running.set()
-            assert go_on.wait(30)
+            assert go_on.wait(60)
             return super().run(signature, inputs, outputs)
 
     model = Held()
@@ -284,13 +284,13 @@ def test_a_full_queue_and_a_deadline(serve, batching, how):
 
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(ask, 60)
-        assert running.wait(30)
+        assert running.wait(60)
         second = threads.submit(ask, 3)
         until(lambda: engine.statistics("m")[0][1].waiting)
         assert ask(60) is Code.RESOURCE_EXHAUSTED
-        assert second.result(30) is Code.DEADLINE_EXCEEDED
+        assert second.result(60) is Code.DEADLINE_EXCEEDED
         go_on.set()
-        assert first.result(30) is None
+        assert first.result(60) is None
     assert engine.infer(Call("m", {"x": X})).version == 1
 
 

@@ -100,7 +100,7 @@ def remove(place, number):
     (place / str(number)).rename(place / f".gone-{number}")
 
 
-def until(condition, seconds=20):
+def until(condition, seconds=60):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
@@ -134,7 +134,7 @@ class Asking:
     def __exit__(self, *exc_info):
         self.stop.set()
         for one in self.threads:
-            one.join(20)
+            one.join(60)
             assert not one.is_alive()
 
     def _note(self, error):
@@ -236,12 +236,12 @@ def test_everything_at_once(serve, place, batching):
 def test_a_close_waits_for_what_runs_and_refuses_the_rest(serve, place):
     add(place, 1)
     running, go = threading.Event(), threading.Event()
-    engine, (*_,) = serve(lambda: Model(2.0, lambda x: running.set() or go.wait(20)))
+    engine, (*_,) = serve(lambda: Model(2.0, lambda x: running.set() or go.wait(60)))
     until(engine.ready)
     found = []
     thread = threading.Thread(target=lambda: found.append(ask(engine).outputs["y"][0, 0]))
     thread.start()
-    assert running.wait(20)
+    assert running.wait(60)
     closing = threading.Thread(target=engine.close)
     closing.start()
     until(lambda: not engine._repository.available("m"))
@@ -249,7 +249,7 @@ def test_a_close_waits_for_what_runs_and_refuses_the_rest(serve, place):
     assert closing.is_alive()
     go.set()
     thread.join()
-    closing.join(20)
+    closing.join(60)
     assert found == [2.0]
     assert engine.status("m")[0].state is State.END
 
@@ -258,7 +258,7 @@ def test_a_close_while_a_model_is_loaded(serve, place):
     go = threading.Event()
 
     def slow():
-        assert go.wait(10)
+        assert go.wait(60)
         return Model()
 
     add(place, 1)
@@ -293,7 +293,7 @@ def test_no_thread_is_left(serve, place, batching):
 def test_a_model_that_never_returns(serve, place, monkeypatch):
     """Its requests end by their deadlines, another version takes over, and closing is bounded."""
     stuck = threading.Event()
-    models = iter([Model(work=lambda x: stuck.wait(30)), Model(3.0)])
+    models = iter([Model(work=lambda x: stuck.wait(60)), Model(3.0)])
     monkeypatch.setattr(repository, "_UNLOAD_SECONDS", 0.1)
     add(place, 1)
     engine, made = serve(lambda: next(models), limits=Limits(concurrency=1), batching=Batching(4))
@@ -308,7 +308,7 @@ def test_a_model_that_never_returns(serve, place, monkeypatch):
         assert code_of(engine.unload, "m") is Code.DEADLINE_EXCEEDED
         began = time.monotonic()
         engine.close(0.2)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 30
     finally:
         stuck.set()
     until(lambda: made[0].closed)
@@ -347,7 +347,7 @@ def test_clients_that_go_away(serve, place):
     go = threading.Event()
     add(place, 1)
     engine, made = serve(
-        lambda: Model(work=lambda x: go.wait(20)), limits=Limits(concurrency=1, queue=4)
+        lambda: Model(work=lambda x: go.wait(60)), limits=Limits(concurrency=1, queue=4)
     )
     until(engine.ready)
 
@@ -374,7 +374,7 @@ def test_clients_of_a_batch_that_go_away(serve, place, how):
     go = threading.Event()
     add(place, 1)
     engine, made = serve(
-        lambda: Model(work=lambda x: go.wait(20)),
+        lambda: Model(work=lambda x: go.wait(60)),
         limits=Limits(concurrency=1, queue=4),
         batching=Batching(16),
     )
@@ -426,7 +426,7 @@ def test_a_slow_run_does_not_hold_up_the_loop_again(serve, place):
 
     async def scenario():
         assert not await run(X)  # how long it takes is not known
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while not await run(X):
             assert time.monotonic() < end
         assert not await run(np.ones((50, 4), np.float32))  # larger than what was quick

@@ -22,7 +22,7 @@ V2 = "/inference.GRPCInferenceService/"
 TFS = "/tensorflow.serving."
 
 
-def call(channel, method, request, answer, token=None, timeout=20):
+def call(channel, method, request, answer, token=None, timeout=60):
     """One call: the answer, of the type that is named."""
     stub = channel.unary_unary(
         method,
@@ -33,7 +33,7 @@ def call(channel, method, request, answer, token=None, timeout=20):
     return stub(request, timeout=timeout, metadata=metadata)
 
 
-def infer(channel, model="m", token=None, rows=1, timeout=20):
+def infer(channel, model="m", token=None, rows=1, timeout=60):
     request = message("inference.ModelInferRequest")(model_name=model)
     request.inputs.add(name="x", datatype="FP32", shape=[rows, 16])
     request.raw_input_contents.append(np.float32(X * rows).tobytes())
@@ -115,7 +115,7 @@ def test_every_message_of_a_stream_is_checked(channel):
         one.raw_input_contents.append(np.float32(X).tobytes())
     found = []
     with pytest.raises(grpc.RpcError) as caught:
-        found.extend(stub(iter(requests), timeout=20))
+        found.extend(stub(iter(requests), timeout=60))
     assert caught.value.code().name == "UNAUTHENTICATED"
     assert [one.infer_response.model_name for one in found] in ([], ["m"])
 
@@ -148,14 +148,14 @@ def test_health_of_the_server_and_of_each_model(server, channel):
     stub = health_pb2_grpc.HealthStub(channel)
 
     def state(service):
-        found = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=20).status
+        found = stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=60).status
         return health_pb2.HealthCheckResponse.ServingStatus.Name(found)
 
     assert [state(name) for name in ("m", "bad", "")] == ["SERVING", "NOT_SERVING", "NOT_SERVING"]
     with pytest.raises(grpc.RpcError) as caught:
         state("nobody")
     assert caught.value.code().name == "NOT_FOUND"
-    watched = stub.Watch(health_pb2.HealthCheckRequest(service=""), timeout=20)
+    watched = stub.Watch(health_pb2.HealthCheckRequest(service=""), timeout=60)
     assert next(watched).status == health_pb2.HealthCheckResponse.NOT_SERVING
     new = server.place / "new"
     new.write_text("0")
@@ -252,7 +252,7 @@ def test_the_end_fails_no_call(start):
     server.until(lambda: len(done) > 20)
     with grpc.insecure_channel(f"127.0.0.1:{server.grpc}") as channel:
         watched = health_pb2_grpc.HealthStub(channel).Watch(
-            health_pb2.HealthCheckRequest(service="m"), timeout=20
+            health_pb2.HealthCheckRequest(service="m"), timeout=60
         )
         assert next(watched).status == health_pb2.HealthCheckResponse.SERVING
         server.process.terminate()
@@ -264,4 +264,4 @@ def test_the_end_fails_no_call(start):
     thread.join()
     assert not failures
     assert len(done) > before
-    assert server.process.wait(30) == 0
+    assert server.process.wait(60) == 0

@@ -48,7 +48,7 @@ def server(tmp_path_factory):
 def raw(server, *parts, pause=0.0, close=False):
     """What comes back until the server closes, and after how many seconds."""
     began = time.monotonic()
-    with socket.create_connection(("127.0.0.1", server.rest), timeout=20) as one:
+    with socket.create_connection(("127.0.0.1", server.rest), timeout=60) as one:
         for part in parts:
             one.sendall(part)
             time.sleep(pause)
@@ -317,15 +317,15 @@ def test_draining_fails_no_request(start, tmp_path):
     threads = [threading.Thread(target=ask) for _ in range(4)]
     for one in threads:
         one.start()
-    ready.wait(30)
+    ready.wait(60)
     server.process.send_signal(signal.SIGTERM)
     server.until(lambda: server.ask("GET", "/readyz")[::2] == (503, b"draining\n"))
     assert server.ask("GET", "/healthz")[0] == 200
     for one in threads:
-        one.join(30)
+        one.join(60)
     assert not failures
     assert set(statuses) == {200}
-    assert server.process.wait(30) == 0
+    assert server.process.wait(60) == 0
     assert server.line("stopped")
 
 
@@ -337,9 +337,9 @@ def test_a_request_under_way_is_answered(start, tmp_path):
     thread.start()
     time.sleep(1)  # it takes half as long again to be answered
     server.process.send_signal(signal.SIGINT)
-    thread.join(30)
+    thread.join(60)
     assert (found[0][0], json.loads(found[0][2])) == (200, DOUBLED)
-    assert server.process.wait(30) == 0
+    assert server.process.wait(60) == 0
 
 
 @pytest.mark.parametrize("batching", [{}, {"batching": {"max_batch": 2}}], ids=["alone", "batched"])
@@ -359,8 +359,8 @@ def test_a_request_that_outlasts_the_end(start, tmp_path, batching):
     thread.start()
     time.sleep(1)
     server.process.send_signal(signal.SIGTERM)
-    assert server.process.wait(30) == 0
-    thread.join(30)
+    assert server.process.wait(60) == 0
+    thread.join(60)
     assert found == [http.client.RemoteDisconnected]
     assert [one["model"] for one in left(server)] == ["m"]
     assert not server.lines("fault")
@@ -369,7 +369,7 @@ def test_a_request_that_outlasts_the_end(start, tmp_path, batching):
 def test_bodies_that_arrive_share_a_budget(start):
     server = start(limits={"bytes": 1_000_000, "bytes_held": 1_500_000})
     head = f"POST {PATH} HTTP/1.1\r\nhost: x\r\ncontent-length: 1000000\r\n\r\n".encode()
-    slow = [socket.create_connection(("127.0.0.1", server.rest), timeout=20) for _ in range(2)]
+    slow = [socket.create_connection(("127.0.0.1", server.rest), timeout=60) for _ in range(2)]
     for one in slow:
         one.sendall(head + b" " * 900_000)
     answer = select.select(slow, [], [], 20)[0][0].recv(65536)

@@ -38,7 +38,7 @@ def grpc_answers(server, pki, client=None):
     with grpc.secure_channel(f"localhost:{server.grpc}", credentials) as channel:
         try:
             stub = health_pb2_grpc.HealthStub(channel)
-            stub.Check(health_pb2.HealthCheckRequest(service="m"), timeout=10)
+            stub.Check(health_pb2.HealthCheckRequest(service="m"), timeout=60)
         except grpc.RpcError as error:
             return error.code().name
     return None
@@ -60,7 +60,7 @@ def shown(port, *options):
         input=b"",
         capture_output=True,
         check=False,
-        timeout=30,
+        timeout=60,
     )
     cipher = [line for line in done.stdout.decode("latin-1").splitlines() if "Cipher is" in line]
     certificate = done.stdout.partition(b"-----BEGIN CERTIFICATE-----")[2]

@@ -39,7 +39,7 @@ def channel(server):
         yield made
 
 
-def call(channel, method, data, timeout=30.0):
+def call(channel, method, data, timeout=60.0):
     """Bytes to a method, bytes from it."""
     return channel.unary_unary(method)(data, timeout=timeout)
 

@@ -35,7 +35,7 @@ def start(place, **settings):
 
 
 def ask(port, path, method="GET"):
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
     try:
         connection.request(method, path)
         answer = connection.getresponse()
@@ -96,13 +96,13 @@ def test_health_by_name_is_for_who_may_use_the_model(restricted):
         def check(name, metadata=()):
             request = health_pb2.HealthCheckRequest(service=name)
             try:
-                return stub.Check(request, metadata=metadata, timeout=30).status
+                return stub.Check(request, metadata=metadata, timeout=60).status
             except grpc.RpcError as error:
                 return error.code()
 
         def watch(name, metadata=()):
             call = stub.Watch(
-                health_pb2.HealthCheckRequest(service=name), metadata=metadata, timeout=30
+                health_pb2.HealthCheckRequest(service=name), metadata=metadata, timeout=60
             )
             try:
                 return next(call).status

@@ -116,7 +116,7 @@ def test_what_callers_make_up_makes_no_series(start):
             for name, version in ((f"made-up-{number}", ""), ("m", str(1000 + number))):
                 request = message("inference.ModelInferRequest")(model_name=name, model_version=version)
                 with pytest.raises(grpc.RpcError):
-                    call(request, timeout=10)
+                    call(request, timeout=60)
             found = numbers(server.ask("GET", "/metrics")[2].decode())
             before = before or set(found)
         assert set(found) == before
@@ -171,7 +171,7 @@ def test_a_client_hears_of_the_models_that_it_may_use(start, tmp_path):
                     response_deserializer=message(f"inference.{name}Response").FromString,
                 )
                 answer = call(
-                    message(f"inference.{name}Request")(), metadata=list(headers.items()), timeout=10
+                    message(f"inference.{name}Request")(), metadata=list(headers.items()), timeout=60
                 )
                 found.append([one.name for one in getattr(answer, field)])
         return tuple(found)

@@ -51,7 +51,7 @@ class Counting:
     def run(self, signature, inputs, outputs):
         self.runs += 1
         self.waiting.set()
-        assert self.going.wait(20)
+        assert self.going.wait(60)
         if self.failure is not None:
             raise self.failure
         for one in self.given if self.reuses else ():
@@ -122,15 +122,15 @@ def test_part_of_a_batch_keeps_nothing_of_the_others(make):
     model.going.clear()
     with ThreadPoolExecutor(6) as threads:
         first = threads.submit(infer, one, X - 1)
-        assert model.waiting.wait(20)
+        assert model.waiting.wait(60)
         others = [threads.submit(infer, one, X + number) for number in range(5)]
-        end = time.monotonic() + 20
+        end = time.monotonic() + 60
         while one.statistics().waiting < 5:
             assert time.monotonic() < end
             time.sleep(0.005)
         model.going.set()
         for future in (first, *others):
-            future.result(20)
+            future.result(60)
     assert model.runs == 2
     found = one.statistics().cache
     assert found.bytes == 6 * SIZE
@@ -251,13 +251,13 @@ def test_who_asks_the_same_meanwhile_waits_for_it(make, ask):
     model.going.clear()
     with ThreadPoolExecutor(4) as threads:
         futures = [threads.submit(infer, one)]
-        assert model.waiting.wait(20)
+        assert model.waiting.wait(60)
         futures += [threads.submit(ask, one) for _ in range(3)]
         with pytest.raises(RequestError) as caught:
             ask(one, deadline=0.0)
         assert caught.value.code is Code.DEADLINE_EXCEEDED
         model.going.set()
-        assert all(np.array_equal(future.result(20)["y"], 2 * X) for future in futures)
+        assert all(np.array_equal(future.result(60)["y"], 2 * X) for future in futures)
     assert model.runs == 1
     assert one.statistics().cache.misses == 1
 
@@ -268,12 +268,12 @@ def test_who_waits_for_another_has_a_deadline(make, ask):
     model.going.clear()
     with ThreadPoolExecutor(1) as threads:
         first = threads.submit(infer, one)
-        assert model.waiting.wait(20)
+        assert model.waiting.wait(60)
         with pytest.raises(RequestError) as caught:
             ask(one)
         assert caught.value.code is Code.DEADLINE_EXCEEDED
         model.going.set()
-        first.result(20)
+        first.result(60)
 
 
 @pytest.mark.parametrize("ask", [infer, infer_async])
@@ -283,12 +283,12 @@ def test_failures_are_not_kept(make, ask):
     model.going.clear()
     with ThreadPoolExecutor(3) as threads:
         futures = [threads.submit(ask, one)]
-        assert model.waiting.wait(20)
+        assert model.waiting.wait(60)
         futures += [threads.submit(ask, one) for _ in range(2)]
         model.going.set()
         for future in futures:
             with pytest.raises(RequestError, match="not these values"):
-                future.result(20)
+                future.result(60)
     # Who waited has asked for itself.
     assert model.runs == 3
     assert one.statistics().cache.entries == 0
@@ -384,7 +384,7 @@ def test_over_both_protocols(start, tmp_path):
             request_serializer=message("inference.ModelConfigRequest").SerializeToString,
             response_deserializer=message("inference.ModelConfigResponse").FromString,
         )
-        found = ask_config(message("inference.ModelConfigRequest")(name="open"), timeout=20)
+        found = ask_config(message("inference.ModelConfigRequest")(name="open"), timeout=60)
         assert found.config.response_cache.enable
     # A file that is replaced makes another version of what it was made of: nothing is left.
     new = tmp_path / "new"

@@ -140,8 +140,8 @@ def infer(port, model="m", count=1, metadata=(), method="ModelInfer"):
     with grpc.insecure_channel(f"localhost:{port}") as channel:
         if "Stream" in method:
             call = channel.stream_stream(V2 + method, **kinds)
-            return list(call(iter([request, request]), metadata=metadata, timeout=20))
-        return channel.unary_unary(V2 + method, **kinds)(request, metadata=metadata, timeout=20)
+            return list(call(iter([request, request]), metadata=metadata, timeout=60))
+        return channel.unary_unary(V2 + method, **kinds)(request, metadata=metadata, timeout=60)
 
 
 def test_a_request_over_rest(start, collector):

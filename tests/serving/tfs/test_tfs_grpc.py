@@ -24,7 +24,7 @@ def caller(address):
         if isinstance(request, dict):
             request = given(**request)
         data = request if isinstance(request, bytes) else request.SerializeToString()
-        return channel.unary_unary(f"/{service}/{method}", None, taken.FromString)(data, timeout=20)
+        return channel.unary_unary(f"/{service}/{method}", None, taken.FromString)(data, timeout=60)
 
     return channel, ask
 

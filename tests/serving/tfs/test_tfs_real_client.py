@@ -261,4 +261,4 @@ def asked(address):
     with grpc.insecure_channel(address) as channel:
         method = "/tensorflow.serving.PredictionService/Predict"
         call = channel.unary_unary(method, given.SerializeToString, taken.FromString)
-        return list(call(request, timeout=20).outputs["y"].float_val)
+        return list(call(request, timeout=60).outputs["y"].float_val)

@@ -19,7 +19,7 @@ def infer(grpc_address):
     with grpc.insecure_channel(grpc_address) as channel:
         response = method_types(SERVICE)["ModelInfer"][1]
         call = channel.unary_unary(f"/{SERVICE}/ModelInfer", response_deserializer=response.FromString)
-        yield lambda request, **how: call(request, timeout=30, **how)
+        yield lambda request, **how: call(request, timeout=60, **how)
 
 
 def request(model="same", raw=None, contents=None, outputs=(), **changes):

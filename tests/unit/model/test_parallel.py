@@ -32,7 +32,7 @@ def test_in_order(count, threads):
 
 def test_several_threads_work():
     """Two pieces that wait for one another can only end in two threads."""
-    barrier = threading.Barrier(2, timeout=30)
+    barrier = threading.Barrier(2, timeout=60)
     for_each(2, lambda number: barrier.wait() and None, 2)
     in_order(2, 1, lambda number, buffer: barrier.wait() * 0, lambda piece: None, 2)
 
@@ -107,10 +107,10 @@ def test_interrupt_while_waiting_for_the_others(monkeypatch):
 
     def work(number):
         if threading.current_thread() is not main:
-            assert working.wait(30)
+            assert working.wait(60)
             finished.append(number)
 
-    barrier = threading.Barrier(3, timeout=30)
+    barrier = threading.Barrier(3, timeout=60)
 
     def all_have_one(number):
         barrier.wait()
