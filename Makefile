@@ -93,7 +93,7 @@ test-kserve: $(KSERVE)/.complete
 	$(KSERVE)/bin/python -m pytest tests/integrations/test_kserve.py tests/integrations/test_kserve_manifests.py
 
 test-triton: venv system $(TRITON)/.complete ## a real Triton, which reads sealed models by the repository agent
-	$(BIN)/python -m pytest tests/triton
+	$(BIN)/python -m pytest tests/triton_agent
 
 demo: $(VENV)/.demo ## train, seal, load, predict, tamper, serve; release a key to a machine that attests, or not
 	$(BIN)/python examples/digits.py

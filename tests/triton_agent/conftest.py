@@ -1,4 +1,7 @@
-"""A Triton for the tests of a file. Key servers, key caches and small graphs are those of other tests."""
+"""A Triton for the tests of a file. Key servers, key caches and small graphs are those of other tests.
+
+This folder is not called triton: PyTorch would import it in place of the package that has that name.
+"""
 
 import sys
 from pathlib import Path
