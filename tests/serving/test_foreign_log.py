@@ -47,7 +47,7 @@ def test_what_was_said_before_a_failure(said):
     assert line["line"] == "why"
 
 
-def test_without_memory_files(capfd, monkeypatch):
+def test_without_memory_files(said, capfd, monkeypatch):
     def none(name):
         raise OSError(errno.ENOSYS, "Function not implemented")
 
@@ -57,11 +57,26 @@ def test_without_memory_files(capfd, monkeypatch):
     assert capfd.readouterr().err == "words\n"
 
 
+def test_without_a_log():
+    """As in the servers of others: nothing is written that was not there before."""
+    program = (
+        "import os\n"
+        "from strongroom.serving.foreign_log import foreign_lines_logged\n"
+        "with foreign_lines_logged('library'):\n"
+        "    os.write(2, b'words')\n"
+    )
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, check=True, timeout=120)
+    assert (done.stdout, done.stderr) == (b"", b"words")
+
+
 def test_without_a_standard_error():
     """What has its number meanwhile, as a port may, keeps it."""
     program = (
         "import os\n"
         "from strongroom.serving.foreign_log import foreign_lines_logged\n"
+        "from strongroom.web.logs import configure_logging\n"
+        "configure_logging()\n"
         "reader, writer = os.pipe()\n"
         "assert 2 in (reader, writer)\n"
         "with foreign_lines_logged('library'):\n"

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
+import structlog
+
 from strongroom.web.logs import log
 
 __all__ = ["foreign_lines_logged"]
@@ -24,12 +26,13 @@ def foreign_lines_logged(library: str) -> Iterator[None]:
     Args:
         library: whose lines they are.
     """
-    if sys.stderr is None:  # closed before the start: the number may be that of a socket by now
-        yield
-        return
-    try:
-        written = os.memfd_create("stderr")
-    except OSError:  # Gramine has none: they stay what they are
+    written = None
+    # Closed before the start, the number of standard error may be that of a socket by now. And where there
+    # is no log, as in the servers of others, and in Gramine, which has no such files, lines stay as they are.
+    if sys.stderr is not None and structlog.is_configured():
+        with suppress(OSError):
+            written = os.memfd_create("stderr")
+    if written is None:
         yield
         return
     kept = os.dup(_STDERR)

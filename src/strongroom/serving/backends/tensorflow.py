@@ -12,7 +12,9 @@ import os
 import sys
 import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from importlib import import_module
 from typing import Any, Final
 
 import numpy as np
@@ -45,9 +47,11 @@ def framework() -> Any:
     if os.environ.get("TF_CPP_MIN_LOG_LEVEL", "1") == "1":
         os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"
     if "tensorflow" not in sys.modules:
-        # That it uses oneDNN it says whatever the level is: its log is not set up yet.
-        with foreign_lines_logged("tensorflow"):
-            import tensorflow
+        # That it uses oneDNN it says whatever the level is: its log is not set up yet. And the import leaves
+        # the frames that called it to the garbage collector, with all that they hold: the first session
+        # stayed after its version had gone. In a thread of its own it has no callers.
+        with foreign_lines_logged("tensorflow"), ThreadPoolExecutor(1) as thread:
+            thread.submit(import_module, "tensorflow").result()
     import tensorflow
 
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
