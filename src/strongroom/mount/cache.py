@@ -96,20 +96,12 @@ class BlockCache:
             raise copy.copy(error)
         return block
 
-    def prefetch(self, node: Node, offset: int, ahead: int) -> None:
-        """Decrypt the first block that is not there of those from ``offset`` on, as far as ``ahead`` goes.
-
-        Its failures are for those who read it.
-        """
-        end = min(offset + ahead, node.size)
-        while offset < end:
-            block, mine = self._find(node, offset)
-            offset = block.end
-            if mine:
-                self._fill(block, node)
-            self.release(block)
-            if mine:
-                return
+    def prefetch(self, node: Node, offset: int) -> None:
+        """Decrypt the block around ``offset``, if nobody has or does; its failures are for those who read it."""
+        block, mine = self._find(node, offset)
+        if mine:
+            self._fill(block, node)
+        self.release(block)
 
     def _find(self, node: Node, offset: int) -> tuple[Block, bool]:
         """The block, and whether the caller is to fill it."""

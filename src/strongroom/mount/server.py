@@ -28,9 +28,6 @@ _MOST_THREADS: Final = 128
 _IDLE_THREADS: Final = 4
 """So many wait for requests; more are started when they are busy, and end again."""
 
-_AHEAD: Final = 8 << 20
-"""Bytes that are decrypted before they are asked for, where a file is read in order."""
-
 _GONE: Final = frozenset({errno.ENODEV, errno.ECONNABORTED, errno.EBADF})
 _LOG_AGAIN: Final = 60.0
 """Seconds after which the same failure of a file is worth another line."""
@@ -54,8 +51,8 @@ class Server:
 
     Attributes:
         ended: a descriptor that can be read when the connection has ended.
-        read_ahead: whether to decrypt what will be asked for next; where the kernel itself asks for 4 MiB
-            ahead, that takes a tenth more of the processor, and is no faster.
+        read_ahead: whether to decrypt what will be asked for next: direct I/O of 1 GiB takes 0.70 s so, and
+            0.85 s without. Where the kernel itself asks for 4 MiB ahead, it is no faster.
     """
 
     def __init__(
@@ -75,7 +72,7 @@ class Server:
         self._threads: set[threading.Thread] = set()
         self._opened: Counter[int] = Counter()
         self._seen: set[int] = set()
-        self._reached: dict[int, int] = {}
+        self._next: dict[int, int] = {}
         self._said: dict[int, tuple[str, float]] = {}
         self._actions: dict[int, Callable[[Request], list[bytes | memoryview]]] = {
             Opcode.LOOKUP: self._lookup,
@@ -246,7 +243,7 @@ class Server:
             if self._opened[number] > 0:
                 return
             del self._opened[number]
-            self._reached.pop(number, None)
+            self._next.pop(number, None)
         self._cache.drop(number)
         self._tree.numbered(number).content().release_memory()
         if not self._page_cache:
@@ -312,17 +309,15 @@ class Server:
         finally:
             for block in blocks:
                 self._cache.release(block, min(end, block.end) - max(offset, block.start))
-        if self.read_ahead:
-            self._prefetch(node, end)
+        if self.read_ahead and blocks and blocks[-1].start >= offset:
+            self._prefetch(node, blocks[-1])
 
-    def _prefetch(self, node: Node, end: int) -> None:
-        """Who reads in order is copying what was answered, and will want what comes after it."""
-        reached = self._reached.get(node.number, 0)
-        # Requests of one reader come by several threads, and not quite in order.
-        in_order = abs(end - reached) <= _AHEAD
-        self._reached[node.number] = max(reached, end) if in_order else end
-        if in_order:
-            self._cache.prefetch(node, max(reached, end), _AHEAD)
+    def _prefetch(self, node: Node, begun: Block) -> None:
+        """Who comes from the block before is copying what was answered, and will want the next one."""
+        in_order = self._next.get(node.number) == begun.start
+        self._next[node.number] = begun.end
+        if in_order and begun.end < node.size:
+            self._cache.prefetch(node, begun.end)
         with self._lock:
             if self._opened[node.number]:
                 return
