@@ -210,9 +210,8 @@ class TestExport:
         assert cli("seal", "net.onnx", "-o", "net.sealed", "-k", key).code == 0
         exporting = ("export", "net.sealed", "--to", "gramine", "--target-key", "model:", "-k", key)
         assert cli(*exporting, "-o", "enc", "-O", "path=models/net.onnx").code == 0
-        with strongroom.open("net.sealed", key=key) as model:
-            with model.gramine_wrap_key() as secret:
-                (here / "wrap_key").write_bytes(secret.buffer)
+        with strongroom.open("net.sealed", key=key) as model, model.gramine_wrap_key() as secret:
+            (here / "wrap_key").write_bytes(secret.buffer)
         with pytest.raises(ValueError, match="closed"):
             model.gramine_wrap_key()
         importing = ("import", "enc", "--from", "gramine", "--source-key", "wrap_key", "-k", key)
