@@ -280,6 +280,8 @@ def main() -> int:
     parser.add_argument("--load", type=float, default=0.8)
     parser.add_argument("--json", type=Path, help="write what was measured there")
     options = parser.parse_args()
+    # In the background of a shell that is no terminal's it is ignored, and so it would be by the load tests.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     place = Path(tempfile.mkdtemp(prefix="strongroom-soak-", dir="/var/tmp"))
     try:
         said = soak(place, options)
