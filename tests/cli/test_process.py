@@ -33,7 +33,7 @@ def test_the_verbs():
     assert {path[0] for path in ALL if len(path) == 1} == {
         *("keygen", "seal", "unseal", "inspect", "verify", "rewrap", "import", "export"),
         *("bench", "plumbing", "attest", "policy", "keyserver", "keycache"),
-        *("keys", "audit", "nodes", "tokens", "serve", "loadtest", "pki", "mount", "run"),
+        *("keys", "audit", "nodes", "tokens", "serve", "loadtest", "pki", "mount", "run", "triton"),
     }
     groups = {
         path[0]: {one[1] for one in ALL if len(one) == 2 and one[0] == path[0]} for path in ALL if path
@@ -44,6 +44,7 @@ def test_the_verbs():
     assert groups["audit"] == {"tail", "verify", "export"}
     assert groups["nodes"] == {"list", "evict", "admit", "enrol-tpm"}
     assert groups["tokens"] == {"add", "list", "drop"}
+    assert groups["triton"] == {"install"}
 
 
 @pytest.mark.parametrize("path", ALL, ids=" ".join)

@@ -20,7 +20,7 @@ memory. See the how-to "Serve with Triton".
 
 _INSTALL = """
 strongroom triton install /opt/tritonserver/repoagents
-tritonserver --model-repository models --repoagent-directory /opt/tritonserver/repoagents
+sudo /opt/venv/bin/strongroom triton install /opt/tritonserver/repoagents
 """
 
 
