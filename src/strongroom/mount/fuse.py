@@ -166,7 +166,7 @@ def _unmount(directory: str, *, lazily: bool = False, force: bool = False) -> No
     helper = shutil.which("fusermount3")
     if number == errno.EPERM and helper is not None:
         command = [helper, "-u", "-q", *(["-z"] if lazily else []), "--", directory]
-        if subprocess.run(command, check=False, capture_output=True).returncode == 0:  # noqa: S603
+        if subprocess.run(command, check=False, capture_output=True).returncode == 0:  # noqa: S603 - fusermount3, as above
             return
         number = errno.EBUSY
     raise OSError(number, os.strerror(number), directory)

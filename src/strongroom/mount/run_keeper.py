@@ -217,7 +217,7 @@ def _start(command: Command, privacy: Privacy, mask: set[int]) -> int:
             signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
-        os.execvpe(command.arguments[0], command.arguments, dict(command.environment))  # noqa: S606
+        os.execvpe(command.arguments[0], command.arguments, dict(command.environment))  # noqa: S606 - what the user asks to be run
     except OSError as error:
         reason = os.strerror(error.errno or 0).lower()
         os.write(2, f"error: {command.arguments[0]}: {reason}.\n".encode(errors="backslashreplace"))

@@ -97,7 +97,7 @@ def install(directory: str) -> str:
             _define("AGENT_PYTHON", sys.executable),
         ]
         command += ["-ldl", "-pthread"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603 - the C compiler
         if done.returncode:
             said = done.stderr.strip().splitlines()
             raise StorageError(

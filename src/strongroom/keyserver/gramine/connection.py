@@ -99,7 +99,7 @@ class Connection(asyncio.Protocol):
         """Nothing is being decided for it."""
         return len(self._request) < len(REQUEST) or self._answered
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # uvloop's is none by type
         self._transport = transport
         peer = transport.get_extra_info("peername")
         self._source = str(peer[0]) if peer else "local"
