@@ -151,6 +151,9 @@ class Provisioning:
             if outcome.stale:
                 self._snapshot = None
                 continue
+            if outcome.challenge_used:
+                # Its own challenge is a minute old: the database took so long, and wrote no lease.
+                raise Unavailable("The decision could not be written in time.", hint="Ask again.")
             granted = next((one for one in verdicts if one.lease is not None), None)
             code = _code(verdicts, problem)
             if granted is not None and granted.lease is not None:
