@@ -17,6 +17,7 @@ from strongroom.mount.private import Privacy
 
 TIMEOUT = 120
 SHM = Path("/dev/shm")
+PREFIX = "strongroom-run-"
 
 # A user namespace in which there can be no further ones of some kinds: a container that does not allow them.
 _WEAKER = 'for one in $0; do echo 0 > /proc/sys/user/max_${one}_namespaces || exit 99; done; exec "$@"'
@@ -36,7 +37,8 @@ def wait_for(found, what="it"):
 
 
 def directories():
-    return {one for one in SHM.iterdir() if one.name.startswith("strongroom-run-")}
+    """Of all runs, those of other tests too."""
+    return {one for one in SHM.iterdir() if one.name.startswith(PREFIX)}
 
 
 def gone(processes):
@@ -104,6 +106,16 @@ class Run:
     def below(self):
         """The keeper first, the command and its children last."""
         return psutil.Process(self.pid).children(recursive=True)
+
+    def directory(self):
+        """The one that it keeps open for its lock, once it does."""
+        opened = Path(f"/proc/{self.pid}/fd")
+        for name in os.listdir(opened):
+            with contextlib.suppress(FileNotFoundError):
+                path = (opened / name).readlink()
+                if path.parent == SHM and path.name.startswith(PREFIX):
+                    return path
+        return None
 
     def end(self):
         """Exit code, and the rest of standard output and error."""

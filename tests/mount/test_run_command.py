@@ -81,7 +81,6 @@ input()
 @needs_namespaces
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_the_command_sees_its_models_and_nobody_else_does(run, backend):
-    before = directories()
     models = ("--model", "m=m.sealed", "--model", "w=w.sealed", "--env", "ELSEWHERE={models}/m")
     command = (sys.executable, "-c", LOOK, "{models}")
     running = run(*models, "--backend", backend, "--", *command)
@@ -89,7 +88,7 @@ def test_the_command_sees_its_models_and_nobody_else_does(run, backend):
     assert sorted(lines[:4]) == ["m/1/weights.bin True", "m/config.json True", "m/empty True", "w True"]
     assert lines[4:6] == ["Read-only file system"] * 2
     assert lines[6] == "True True"
-    (directory,) = directories() - before
+    directory = running.directory()
     assert lines[7] == str(directory)
     assert list(directory.iterdir()) == []
     assert str(directory) not in Path("/proc/self/mountinfo").read_text()
@@ -166,8 +165,12 @@ def test_what_is_ignored_stays_so(run):
 
 
 def test_python_ignores_signals_that_its_command_does_not(run):
+    # The C library's own signals (32, 33) cannot be set; some machines start everything with one ignored.
+    def named(line):
+        return int(line.split()[1], 16) & (1 << 31) - 1
+
     running = run(*shell("grep -E 'Sig(Blk|Ign)' /proc/self/status"))
-    assert [running.line().split()[1] for _ in range(2)] == ["0" * 16] * 2
+    assert [named(running.line()) for _ in range(2)] == [0, 0]
 
 
 _LOGIN = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
@@ -284,7 +287,9 @@ def test_wrong_usage(run, arguments, words):
     code, out, err = run(*arguments, "--", "echo", "started").end()
     assert (code, out) == (2, "")
     assert words in err
-    assert directories() == before
+    # There may be some of other tests, whose runs end.
+    left = directories() - before
+    wait_for(lambda: not any(one.exists() for one in left), f"the removal of {left}")
 
 
 class _NotYet(http.server.BaseHTTPRequestHandler):

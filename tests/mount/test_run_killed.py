@@ -8,7 +8,6 @@ import psutil
 import pytest
 from running import (
     Run,
-    directories,
     environment,
     gone,
     make_models,
@@ -76,11 +75,9 @@ def start(place, monkeypatch):
 
 def running(start, backend, kinds):
     """A run whose command and daemon are there, the processes below it, and its directory."""
-    before = directories()
     one = start(backend, kinds)
     assert (one.line(), one.line()) == ("daemon", "command")
-    (directory,) = directories() - before
-    return one, one.below(), directory
+    return one, one.below(), one.directory()
 
 
 @pytest.mark.parametrize(("backend", "kinds"), WAYS)
@@ -130,14 +127,13 @@ def test_all_are_killed_at_once_and_the_next_run_sweeps(start):
 
 
 def test_interrupted_before_the_command_starts(start, place):
-    before = directories()
     os.mkfifo(place / "slow.key")
     command = ["-k", "slow.key", "--model", "m.sealed", "--", "echo", "started"]
     one = Run(*command, env=environment())
-    wait_for(lambda: directories() - before, "its directory")
+    directory = wait_for(one.directory, "its directory")
     wait_for(one.below, "its keeper")
     one.process.send_signal(signal.SIGTERM)
     code, out, _ = one.end()
     assert (code, out) == (143, "")
-    assert directories() == before
+    assert not directory.exists()
     one.close()
