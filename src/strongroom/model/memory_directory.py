@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, BinaryIO, Final
 
 from strongroom.errors import StorageError, os_errors
+from strongroom.model.memory_room import check_room
 
 if TYPE_CHECKING:
     from strongroom.model.reader import SealedModel
@@ -48,7 +49,7 @@ def _in_enclave() -> bool:
 
 
 def check_memory(parent: str, size: int) -> None:
-    """Make sure that ``parent`` is a file system in memory, with room for ``size`` bytes.
+    """Make sure that ``parent`` is a file system in memory, and that there is room for ``size`` bytes.
 
     Raises:
         StorageError: it is not, or has not.
@@ -66,6 +67,7 @@ def check_memory(parent: str, size: int) -> None:
             f"{parent} has no room for {size} bytes.",
             hint="Make it larger (docker run --shm-size, or mount -o remount,size=…).",
         )
+    check_room(size, swapped=True)
 
 
 @contextmanager

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Final
 
-from strongroom.errors import StorageError, os_errors
+from strongroom.errors import os_errors
 from strongroom.model.memory_directory import check_memory
+from strongroom.model.memory_room import check_room
 from strongroom.model.owned_directory import OwnedDirectory, sweep
 from strongroom.mount.private import detach, mount_memory
 from strongroom.mount.tree import Node, Tree
@@ -83,20 +84,12 @@ def placed(tree: Tree, directory: str, *, private: bool, native_code: bool = Fal
     if private:
         with os_errors(directory):
             mount_memory(directory, native_code=native_code)
-        _check_available(tree.size)
+        # Ramfs has no limit of its own: it would take memory until there is none.
+        check_room(tree.size, swapped=False)
     else:
         check_memory(directory, tree.size)
     for node in tree:
         _place(node, os.path.join(directory, node.path))
-
-
-def _check_available(size: int) -> None:
-    # Ramfs would take memory until there is none.
-    with open("/proc/meminfo", encoding="ascii") as file:
-        said = dict(line.split(":", 1) for line in file)
-    available = int(said["MemAvailable"].split()[0]) << 10
-    if available < size:
-        raise StorageError(f"The models take {size} bytes of memory, and {available} are available.")
 
 
 def _place(node: Node, path: str) -> None:
