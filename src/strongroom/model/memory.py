@@ -15,7 +15,7 @@ from typing import Any, Final
 from strongroom.crypto.secret import advise
 from strongroom.errors import os_errors
 
-__all__ = ["BufferPool", "address_of", "allocate", "allocate_bytes", "memory_file"]
+__all__ = ["BufferPool", "address_of", "allocate", "allocate_bytes", "memory_file", "writer"]
 
 _HUGE: Final = 2 << 20
 _POOLED: Final = 8 << 20
@@ -147,7 +147,7 @@ def memory_file(
             yield place
         return
     try:
-        fill(_writer(descriptor))
+        fill(writer(descriptor))
         fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS, _SEALS)
         yield f"/proc/{os.getpid()}/fd/{descriptor}"
     finally:
@@ -178,13 +178,15 @@ def _file_in_memory(fill: Callable[[Callable[[int, memoryview], None]], object])
         with os_errors(place):
             descriptor = os.open(place, flags, 0o600)
         try:
-            fill(_writer(descriptor))
+            fill(writer(descriptor))
         finally:
             os.close(descriptor)
         yield place
 
 
-def _writer(descriptor: int) -> Callable[[int, memoryview], None]:
+def writer(descriptor: int) -> Callable[[int, memoryview], None]:
+    """Writes bytes to where they belong in a file; from several threads."""
+
     def write_at(offset: int, data: memoryview) -> None:
         with os_errors("memory"):
             while data:

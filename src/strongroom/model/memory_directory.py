@@ -8,20 +8,28 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO, Final
+from typing import TYPE_CHECKING, Final
 
 from strongroom.errors import StorageError, os_errors
+from strongroom.model.memory import writer
 from strongroom.model.memory_room import check_room
+from strongroom.model.parallel import for_each
 
 if TYPE_CHECKING:
+    from strongroom.model.payload import FileContent
     from strongroom.model.reader import SealedModel
 
-__all__ = ["check_memory", "memory_directory", "place_files"]
+__all__ = ["FILES_AT_ONCE", "check_memory", "memory_directory", "place_file", "place_files"]
 
 _PARENT: Final = "/dev/shm"  # noqa: S108 - checked to be memory before use
 _TMPFS: Final = 0x01021994
 _RAMFS: Final = 0x858458F6
 # statfs(2), linux/magic.h
+_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+FILES_AT_ONCE: Final = 2
+"""While one is opened the other is decrypted, by the threads of its own: 8 files of 64 MiB, or 400 of 256 KiB,
+take a fifth less time than one after another, and no more CPU (2000 of 8 KiB: a third more, 0.1 s). With four
+at once these take twice as long."""
 _GRAMINE: Final = "/dev/attestation/attestation_type"
 
 
@@ -94,17 +102,23 @@ def memory_directory(size: int = 0, parent: str = _PARENT) -> Iterator[str]:
 
 def place_files(model: SealedModel, paths: Iterable[str], directory: str, root: str = "") -> None:
     """Decrypt some files of a model into ``directory``, under their paths relative to ``root``."""
-    for path in paths:
-        target = os.path.join(directory, os.path.relpath(path, root or "."))
+    targets = [(path, os.path.join(directory, os.path.relpath(path, root or "."))) for path in paths]
+
+    def place(number: int) -> None:
+        path, target = targets[number]
         with os_errors(target):
             os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
-            with open(target, "xb", opener=_private) as file:
+        place_file(model.content(path), target, 0o600)
 
-                def write(plaintext: memoryview, file: BinaryIO = file) -> None:
-                    file.write(plaintext)
-
-                model.content(path).copy_to(write)
+    for_each(len(targets), place, FILES_AT_ONCE)
 
 
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW, 0o600)
+def place_file(content: FileContent, target: str, mode: int) -> None:
+    """Decrypt a file of a model into a new one, which has permissions ``mode`` whatever the umask is."""
+    with os_errors(target):
+        descriptor = os.open(target, _FILE, mode)
+        try:
+            os.fchmod(descriptor, mode)
+            content.copy_at(writer(descriptor))
+        finally:
+            os.close(descriptor)

@@ -9,17 +9,17 @@ from contextlib import contextmanager, suppress
 from typing import Final
 
 from strongroom.errors import os_errors
-from strongroom.model.memory_directory import check_memory
+from strongroom.model.memory_directory import FILES_AT_ONCE, check_memory, place_file
 from strongroom.model.memory_room import check_room
 from strongroom.model.owned_directory import OwnedDirectory, sweep
+from strongroom.model.parallel import for_each
 from strongroom.mount.private import detach, mount_memory
-from strongroom.mount.tree import Node, Tree
+from strongroom.mount.tree import Tree
 
 __all__ = ["clear", "placed", "remove", "run_directory"]
 
 _PARENT: Final = "/dev/shm"  # noqa: S108 - checked to be memory before use
 _PREFIX: Final = "strongroom-run-"
-_FILE: Final = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @contextmanager
@@ -88,26 +88,18 @@ def placed(tree: Tree, directory: str, *, private: bool, native_code: bool = Fal
         check_room(tree.size, swapped=False)
     else:
         check_memory(directory, tree.size)
+    files = []
     for node in tree:
-        _place(node, os.path.join(directory, node.path))
-
-
-def _place(node: Node, path: str) -> None:
-    with os_errors(path):
-        if node.is_folder:
-            if node.path:
+        if not node.is_folder:
+            files.append(node)
+        elif node.path:
+            path = os.path.join(directory, node.path)
+            with os_errors(path):
                 os.mkdir(path)
                 os.chmod(path, 0o755)  # noqa: S103 - the directory of the run decides who gets here
-            return
-        descriptor = os.open(path, _FILE, 0o444)
-        try:
-            os.fchmod(descriptor, 0o444)
 
-            def write_at(offset: int, data: memoryview) -> None:
-                while data:
-                    count = os.pwrite(descriptor, data, offset)
-                    data, offset = data[count:], offset + count
+    def place(number: int) -> None:
+        node = files[number]
+        place_file(node.content(), os.path.join(directory, node.path), 0o444)
 
-            node.content().copy_at(write_at)
-        finally:
-            os.close(descriptor)
+    for_each(len(files), place, FILES_AT_ONCE)
