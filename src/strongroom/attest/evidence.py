@@ -13,7 +13,7 @@ from strongroom.attest.limits import MAX_ENDORSEMENT_COUNT, MAX_ENDORSEMENTS, MA
 from strongroom.errors import MalformedEvidence
 from strongroom.format.encoding import b64url, canonical_json, unb64url_text
 
-__all__ = ["Claims", "Evidence"]
+__all__ = ["Claims", "Evidence", "digest_of"]
 
 _MEMBERS: Final = {"kind", "data", "endorsements"}
 
@@ -109,7 +109,7 @@ class Claims:
     @property
     def digest(self) -> bytes:
         """SHA-256 of the canonical claims: the identity of the evidence in audit records."""
-        return hashlib.sha256(canonical_json(self.to_json())).digest()
+        return digest_of(self.to_json())
 
     def to_json(self) -> dict[str, Any]:
         """For records and for people."""
@@ -125,3 +125,8 @@ class Claims:
             # They have up to 160 bits, and numbers in JSON 53.
             "crls": {issuer: f"{number:x}" for issuer, number in self.crls.items()},
         }
+
+
+def digest_of(members: Mapping[str, Any]) -> bytes:
+    """:attr:`Claims.digest` of claims that are in their form for records already."""
+    return hashlib.sha256(canonical_json(members)).digest()

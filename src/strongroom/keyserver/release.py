@@ -1,68 +1,34 @@
-"""The core of the key server: a request with evidence in, a signed answer out, all of it on record.
-
-Nothing that a decision depends on stays in this process: it decides by a snapshot of the database, and
-the transaction that grants the leases checks that the snapshot is still true.
-"""
+"""The core of the key server: a request with evidence in, a signed answer out, all of it on record."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
-import secrets
-import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from strongroom.attest.evidence import Claims
-from strongroom.errors import EvidenceError, NotFound, Unavailable, UsageError
+from strongroom.errors import EvidenceError, UsageError
 from strongroom.format.encoding import b64url, unb64url_text
-from strongroom.keyserver.challenges import Challenges, used_challenge
-from strongroom.keyserver.store import Grant, KeyRecord, ReleaseOutcome, ReleaseWrite, Snapshot, Store
+from strongroom.keyserver.challenges import Challenges
+from strongroom.keyserver.deciding import Case, Decider, Verdict
+from strongroom.keyserver.store import Snapshot, Store
 from strongroom.keyserver.verification import VerificationPool
-from strongroom.release.answer import Lease, refuse_key, seal_key, sign, sign_answer
+from strongroom.release.answer import refuse_key, seal_key, sign, sign_answer
 from strongroom.release.approvals import policy_for
 from strongroom.release.binding import Binding, WantedKey
-from strongroom.release.decision import Asked, Decision, Presented, decide
-from strongroom.release.lease import lease_end, renewal_time
+from strongroom.release.decision import Presented
 from strongroom.release.limits import MAX_KEYS
 from strongroom.release.messages import Challenge, ReleaseRequest, time_text
-from strongroom.release.names import KeyName
-from strongroom.release.policy import Policy
 
 if TYPE_CHECKING:
     from strongroom.keyserver.metrics import Metrics
 
-__all__ = ["ReleaseService", "Verdict"]
-
-_ATTEMPTS: Final = 5
-"""Decisions taken anew because an administrator changed something meanwhile."""
-
-
-@dataclass(slots=True)
-class Verdict:
-    """On one key of a request."""
-
-    wanted: WantedKey
-    code: str
-    record: KeyRecord | None = None
-    policy: Policy | None = None
-    decision: Decision | None = None
-    shadows: Mapping[str, Decision] = field(default_factory=dict)
-    lease: Lease | None = None
-
-
-def _reasons(decision: Decision) -> list[dict[str, Any]]:
-    """What spoke against it, for the record."""
-    return [
-        {"path": one.path, "found": one.found, "expected": one.expected, "text": one.text}
-        for one in decision.findings
-        if not one.ok
-    ]
+__all__ = ["ReleaseService"]
 
 
 class ReleaseService:
@@ -96,8 +62,7 @@ class ReleaseService:
         self._challenges = Challenges(store.secret("challenge"), server_id)
         seed = store.secret("signing")
         self._signing = Ed25519PrivateKey.from_private_bytes(seed.buffer)
-        self._snapshot: Snapshot | None = None
-        self._records: dict[KeyName, KeyRecord] = {}
+        self._decider = Decider(store, allow_test_roots=allow_test_roots, metrics=metrics)
 
     def challenge(self) -> Challenge:
         """A challenge for one request."""
@@ -135,170 +100,57 @@ class ReleaseService:
         except EvidenceError as error:
             problem = error
         secondary = request.evidence[1:]
-        expected = {one.kind: binding.for_primary(one.kind, secondary) for one in claims[:1]}
-        # Where there is none, nothing is bound to nothing.
-        expected_secondary = binding.for_secondary() if secondary else b""
-        for _ in range(_ATTEMPTS):
-            snapshot = await self._current()
-            if newer := _newer_crls(claims, snapshot.newest_crls):
-                await asyncio.to_thread(self._store.crls_seen, newer)
-                self._snapshot = None
-                continue
-            presented = Presented(
-                now=now,
-                claims=(*claims, *identities),
-                expected_primary=expected,
-                expected_secondary=expected_secondary,
-                allow_test_roots=self._allow_test_roots,
-                evicted=snapshot.evicted,
-                newest_crls=snapshot.newest_crls,
-            )
-            verdicts = [
-                await self._judge(wanted, snapshot, presented, problem) for wanted in request.keys
-            ]
-            write = self._write(request, expires, snapshot, verdicts, presented, problem, source)
-            outcome = await self._commit(write, coming)
-            if outcome.stale:
-                self._snapshot = None
-                continue
-            if outcome.challenge_used:
-                self._count("challenge", claims, len(verdicts))
-                raise used_challenge()
-            for verdict in verdicts:
-                if verdict.lease is not None and verdict.lease.id in outcome.refused:
-                    verdict.code, verdict.lease = outcome.refused[verdict.lease.id], None
-                self._count(verdict.code or "released", claims, 1)
-            granted = [
-                one.record for one in verdicts if one.lease is not None and one.record is not None
-            ]
-            if all(map(self._store.at_hand, granted)):
-                return self._answer(binding, verdicts, now)
-            return await asyncio.to_thread(self._answer, binding, verdicts, now)
-        raise Unavailable("The policies change faster than a decision is taken.", hint="Ask again.")
-
-    async def _commit(self, write: ReleaseWrite, coming: int) -> ReleaseOutcome:
-        if self._metrics is None:
-            return await asyncio.wrap_future(self._store.commit_release(write, coming))
-        started = time.perf_counter()
-        self._metrics.commit_waits()
-        try:
-            return await asyncio.wrap_future(self._store.commit_release(write, coming))
-        finally:
-            self._metrics.committed(time.perf_counter() - started)
-
-    async def _current(self) -> Snapshot:
-        """A snapshot, perhaps an old one: the transaction says if so."""
-        if self._snapshot is None:
-            self._snapshot = await asyncio.to_thread(self._store.snapshot)
-            self._records = {}
-        return self._snapshot
-
-    async def _record(self, key: KeyName) -> KeyRecord | None:
-        records = self._records
-        if key not in records:
-            try:
-                records[key] = await asyncio.to_thread(self._store.key, key.name, key.version)
-            except NotFound:
-                return None
-        return records[key]
+        case = Case(
+            now=now,
+            challenge=request.challenge,
+            challenge_expires=expires,
+            claims=claims,
+            problem=problem,
+            expected_primary={one.kind: binding.for_primary(one.kind, secondary) for one in claims[:1]},
+            # Where there is none, nothing is bound to nothing.
+            expected_secondary=binding.for_secondary() if secondary else b"",
+            recipient=hashlib.sha256(request.public_key).hexdigest()[:32],
+            said={"source": source},
+            identities=identities,
+        )
+        judge = partial(self._judge, request.keys, problem)
+        verdicts = await self._decider.decide(case, judge, coming)
+        for one in verdicts:
+            self._decider.count(one.code, claims)
+        answer = partial(self._answer, binding, verdicts, now)
+        return await self._decider.with_keys(verdicts, answer)
 
     async def _judge(
         self,
-        wanted: WantedKey,
+        keys: Sequence[WantedKey],
+        problem: EvidenceError | None,
         snapshot: Snapshot,
         presented: Presented,
-        problem: EvidenceError | None,
-    ) -> Verdict:
+    ) -> list[Verdict]:
         if problem is not None or not presented.claims:
             # The same for every name: a stranger does not learn which keys there are.
-            return Verdict(wanted, "evidence")
-        policy = policy_for(snapshot.policies, wanted.key.name)
-        record = await self._record(wanted.key)
-        current = await self._record(KeyName(wanted.key.name))
-        if policy is None or record is None or current is None:
-            return Verdict(wanted, "no-policy" if policy is None else "unknown-key", record, policy)
-        asked = Asked(
-            key=KeyName(record.name, record.version),
-            bundle=wanted.bundle,
-            current_version=current.version,
-            current_bundle=current.bundle,
-            state=record.state,
-            registered=record.bundle,
-        )
-        shadows = {
-            one.id: decide(one, asked, presented)
-            for one in snapshot.shadows
-            if one.covers(wanted.key.name)
-        }
-        decision = decide(policy, asked, presented)
-        if not decision.allowed:
-            return Verdict(wanted, decision.code, record, policy, decision, shadows)
-        end = lease_end(policy, presented.claims, presented.now)
-        lease = Lease(secrets.token_urlsafe(16), end, renewal_time(presented.now, end))
-        return Verdict(wanted, "", record, policy, decision, shadows, lease)
-
-    def _write(
-        self,
-        request: ReleaseRequest,
-        expires: datetime,
-        snapshot: Snapshot,
-        verdicts: Sequence[Verdict],
-        presented: Presented,
-        problem: EvidenceError | None,
-        source: str,
-    ) -> ReleaseWrite:
-        recipient = hashlib.sha256(request.public_key).hexdigest()[:32]
-        names = [one.decision.holder for one in verdicts if one.lease is not None and one.decision]
-        # Where nothing is granted, the record names whatever was shown.
-        names = names or [one.platform for one in presented.claims]
-        platform = next(filter(None, names), f"recipient:{recipient}")
-        said = [one.to_json() for one in presented.claims]
-        proved = [one.to_json() for one in presented.proved()]
-        grants = [
-            Grant(
-                lease_id=one.lease.id,
-                name=one.record.name,
-                version=one.record.version,
-                not_after=one.lease.not_after,
-                max_holders=one.policy.lease.max_holders,
-                policy_id=one.policy.id,
-                policy_version=one.policy.version,
-                claims=proved,
+            return [Verdict(one.to_json(), "evidence") for one in keys]
+        verdicts = []
+        for one in keys:
+            policy = policy_for(snapshot.policies, one.key.name)
+            verdicts.append(
+                Verdict(one.to_json(), "no-policy")
+                if policy is None
+                else await self._decider.verdict(
+                    one.to_json(), policy, one.key, one.bundle, snapshot, presented
+                )
             )
-            for one in verdicts
-            if one.lease is not None and one.record is not None and one.policy is not None
-        ]
-        return ReleaseWrite(
-            challenge=request.challenge,
-            challenge_expires=expires,
-            revision=snapshot.revision,
-            platform=platform,
-            grants=grants,
-            audit={
-                "source": source,
-                "recipient": recipient,
-                "evidence": [
-                    {"digest": one.digest.hex(), **members}
-                    for one, members in zip(presented.claims, said, strict=True)
-                ],
-                "problem": None if problem is None else problem.message,
-                "keys": [_on_record(one) for one in verdicts],
-            },
-        )
+        return verdicts
 
     def _answer(self, binding: Binding, verdicts: Sequence[Verdict], now: datetime) -> dict[str, Any]:
         results = []
-        for one in verdicts:
+        for wanted, one in zip(binding.keys, verdicts, strict=True):
             if one.lease is None or one.record is None:
-                results.append(refuse_key(one.wanted, one.code))
+                results.append(refuse_key(wanted, one.code))
                 continue
-            seal = partial(seal_key, binding, one.wanted, one.record.version, one.lease)
+            seal = partial(seal_key, binding, wanted, one.record.version, one.lease)
             results.append(self._store.use_dek(one.record, seal))
         return sign_answer(binding, results, now, self._signing)
-
-    def _count(self, code: str, claims: Sequence[Claims], count: int) -> None:
-        if self._metrics is not None:
-            self._metrics.outcome(code, claims[0].kind if claims else "none", count)
 
     async def renew(self, body: object) -> dict[str, Any]:
         """More time for leases, if what was claimed when they were granted is acceptable still.
@@ -345,32 +197,6 @@ class ReleaseService:
             },
             self._signing,
         )
-
-
-def _newer_crls(claims: Sequence[Claims], newest: Mapping[str, int]) -> dict[str, int]:
-    """The revocation lists among what vouches for the evidence that are newer than any seen before."""
-    return {
-        issuer: number
-        for one in claims
-        for issuer, number in one.crls.items()
-        if number > newest.get(issuer, -1)
-    }
-
-
-def _on_record(verdict: Verdict) -> dict[str, Any]:
-    said: dict[str, Any] = {**verdict.wanted.to_json(), "code": verdict.code or "released"}
-    if verdict.policy is not None:
-        said |= {"policy": verdict.policy.id, "policy_version": verdict.policy.version}
-    if verdict.lease is not None and verdict.record is not None:
-        said |= {"released": verdict.record.version, "lease": verdict.lease.id}
-    if verdict.decision is not None and not verdict.decision.allowed:
-        said["reasons"] = _reasons(verdict.decision)
-    if verdict.shadows:
-        said["shadow"] = {
-            name: {"allowed": one.allowed, "code": one.code, "reasons": _reasons(one)}
-            for name, one in verdict.shadows.items()
-        }
-    return said
 
 
 def _nonce(body: object) -> str:
