@@ -100,7 +100,10 @@ class Metrics:
         self._leases = self._make(
             Gauge, "leases", "Leases that have not ended, in the database.", multiprocess_mode="livemax"
         )
+        # Found once: to look for a label takes as long as to count.
         self._of: dict[tuple[str, str, int | None], tuple[Counter, Histogram]] = {}
+        self._outcome: dict[tuple[str, str], Counter] = {}
+        self._verified: dict[str, Histogram] = {}
         if not os.environ.get(MULTIPROCESS):
             ProcessCollector(registry=self._registry)
 
@@ -132,11 +135,17 @@ class Metrics:
 
     def outcome(self, code: str, kind: str, count: int = 1) -> None:
         """Count keys that were asked for: ``released``, or the code of the refusal."""
-        self._releases.labels(code, _kind(kind)).inc(count)
+        found = self._outcome.get((code, kind))
+        if found is None:
+            found = self._outcome[code, kind] = self._releases.labels(code, _kind(kind))
+        found.inc(count)
 
     def verified(self, kind: str, seconds: float) -> None:
         """Note the time that verifying one request's evidence took."""
-        self._verify_seconds.labels(_kind(kind)).observe(seconds)
+        found = self._verified.get(kind)
+        if found is None:
+            found = self._verified[kind] = self._verify_seconds.labels(_kind(kind))
+        found.observe(seconds)
 
     def commit_waits(self) -> None:
         """A release was handed to the database."""
