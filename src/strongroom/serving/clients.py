@@ -105,8 +105,11 @@ class Access:
         self._admins = None if admins is None else [_Rule(one) for one in admins]
         self._known: Mapping[str, tuple[Sequence[ClientRule], list[_Rule]]] = {}
 
-    def check(self, client: Client, model: str) -> None:
-        """Let a client use a model, if it may; counts for its quota.
+    def check(self, client: Client, model: str, *, counts: bool = True) -> None:
+        """Let a client use a model, if it may.
+
+        Args:
+            counts: for its quota; not when it is looked at a second time.
 
         Raises:
             RequestError: UNAUTHENTICATED: it has not said who it is; PERMISSION_DENIED: another one
@@ -118,7 +121,7 @@ class Access:
             rules = self._of(model)
         except RequestError:
             return  # the protocol says that there is no such model
-        _allow(client, rules, f"use the model {model}")
+        _allow(client, rules, f"use the model {model}", counts)
 
     def _of(self, model: str) -> Sequence[_Rule]:
         wanted = self._rules(model)
@@ -151,15 +154,15 @@ class Access:
             return False
         return True
 
-    def check_admin(self, client: Client) -> None:
-        """Let a client change what is served, if it may; errors as of :meth:`check`."""
+    def check_admin(self, client: Client, *, counts: bool = True) -> None:
+        """Let a client change what is served, if it may; as of :meth:`check`."""
         if self._admins is None:
             return
         if not self._admins:
             raise RequestError(
                 Code.PERMISSION_DENIED, "This server is not administered by requests (--admin)."
             )
-        _allow(client, self._admins, "change what is served")
+        _allow(client, self._admins, "change what is served", counts)
 
 
 def _fitting(client: Client, rules: Sequence[_Rule]) -> list[_Rule]:
@@ -169,12 +172,13 @@ def _fitting(client: Client, rules: Sequence[_Rule]) -> list[_Rule]:
     return [one for one in rules if one.fits(client, digest)]
 
 
-def _allow(client: Client, rules: Sequence[_Rule], what: str) -> None:
+def _allow(client: Client, rules: Sequence[_Rule], what: str, counts: bool) -> None:
     if not rules:
         return
     fitting = _fitting(client, rules)
     if fitting:
-        fitting[0].take()
+        if counts:
+            fitting[0].take()
     elif client.subject is None and client.token is None:
         raise RequestError(Code.UNAUTHENTICATED, f"To {what} takes a certificate or a token.")
     else:

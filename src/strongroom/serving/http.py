@@ -168,8 +168,8 @@ class Front:
                     began = time.perf_counter()
                     if trace is not None:
                         trace.arrived()
-                if late:
-                    self._authorise(request)
+                    # While it came, the model may have, or rules that this client does not fit.
+                    self._authorise(request, counts=late)
                 response = await api.handle(request)
                 if trace is not None:
                     trace.handled()
@@ -241,13 +241,13 @@ class Front:
             error = RequestError(Code.INTERNAL, "The server failed.")
         return api.failure(error)
 
-    def _authorise(self, request: HttpRequest) -> None:
+    def _authorise(self, request: HttpRequest, *, counts: bool = True) -> None:
         if request.path.startswith("/v2/repository/") and _ADMIN.fullmatch(request.path):
-            self._access.check_admin(request.client)
+            self._access.check_admin(request.client, counts=counts)
             return
         match = _MODEL.match(request.path)
         if match is not None:
-            self._access.check(request.client, match[1])
+            self._access.check(request.client, match[1], counts=counts)
 
     async def _send(
         self, send: Send, response: HttpResponse, method: str, unread: Receive | None = None
