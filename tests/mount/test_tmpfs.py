@@ -61,6 +61,22 @@ def test_what_is_removed_at_the_end_is_taken_from_everybody(tree):
         assert file.read() == b""
 
 
+def test_links_that_the_command_has_made_are_not_followed(tree, tmp_path):
+    other, folder = tmp_path / "other", tmp_path / "folder"
+    folder.mkdir()
+    for one in (other, folder / "file"):
+        one.write_bytes(b"kept")
+        one.chmod(0o640)
+    with tmpfs.run_directory() as directory:
+        tmpfs.placed(tree, directory, private=False)
+        os.symlink(other, f"{directory}/m/link")
+        os.symlink(folder, f"{directory}/m/1/folder")
+    assert not os.path.exists(directory)
+    for one in (other, folder / "file"):
+        assert one.read_bytes() == b"kept"
+        assert one.stat().st_mode & 0o777 == 0o640
+
+
 def test_nothing_is_left_of_a_model_that_is_tampered_with(place):
     with (
         strongroom.open(flipped(place, "bad.sealed"), key=place / "key.txt") as model,

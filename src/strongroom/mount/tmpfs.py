@@ -44,9 +44,10 @@ def remove(path: str) -> None:
     """Remove the directory of a run whose processes have ended."""
     detach(path)
     for folder, _, files in os.walk(path):
-        for name in files:
+        for place in (os.path.join(folder, name) for name in files):
+            if os.path.islink(place):  # of the command, to a file elsewhere
+                continue
             # Gives the memory back even where somebody has the file open.
-            place = os.path.join(folder, name)
             with suppress(OSError):
                 os.chmod(place, 0o600)
                 os.truncate(place, 0)
