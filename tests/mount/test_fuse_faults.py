@@ -110,6 +110,18 @@ def test_a_changed_segment(sealed, at):
         assert (at / "other.bin").read_bytes() == OTHER
 
 
+def test_a_name_forges_no_line(at, tmp_path):
+    name = "a\nERROR \x1b[2Jall is well"
+    (tmp_path / "plain").mkdir()
+    (tmp_path / "plain" / name).write_bytes(OTHER)
+    strongroom.seal(tmp_path / "plain", tmp_path / "model.sealed", key=KEY, segment_size=SEGMENT)
+    change(tmp_path / "model.sealed" / f"{name}.sealed", 3 * SEGMENT)
+    with shown(tmp_path / "model.sealed", at=at) as mounting:
+        assert read_up_to_failure(at / name)[1] == errno.EIO
+    (line,) = mounting.log().splitlines()
+    assert line.startswith(r"a\nERROR \x1b[2Jall is well: not readable: ")
+
+
 def test_a_truncated_file(sealed, at):
     file = sealed / "model.bin.sealed"
     os.truncate(file, 10 * SEGMENT + 4096)  # the header area, and whole segments

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
-from strongroom.errors import StrongroomError
+from strongroom.errors import StrongroomError, printable
 from strongroom.mount import protocol
 from strongroom.mount.cache import Block, BlockCache
 from strongroom.mount.protocol import Attributes, Opcode, Request
@@ -326,7 +326,7 @@ class Server:
 
     def _report(self, number: int, error: Exception) -> None:
         """One line of what is wrong with a file; another one when it is something else, or a minute later."""
-        path = self._tree.numbered(number).path
+        path = printable(self._tree.numbered(number).path)
         if isinstance(error, StrongroomError):
             text = error.message
         else:
