@@ -57,7 +57,13 @@ class AuditLog:
         self._fixed: dict[str, Any] = {"v": 1, "store": store} | ({"test": True} if test else {})
         self.head, self.latest = last
         self._time = max(now, self.latest)
+        self._before = last
         self._rows: list[dict[str, Any]] = []
+
+    @property
+    def last(self) -> Last:
+        """The last record, once these are written."""
+        return (self.head, self._time) if self.head != self._before[0] else self._before
 
     def set_time(self, now: datetime) -> None:
         """Take ``now``, even if it is before the last record."""

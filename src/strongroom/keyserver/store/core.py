@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Generic, Self, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from sqlalchemy import Connection, insert, select, true
+from sqlalchemy import Connection, insert, select
 from sqlalchemy.exc import IntegrityError
 
 from strongroom.crypto.secret import SecretBytes
@@ -30,13 +30,13 @@ from strongroom.keyserver.kek import RootKek
 from strongroom.keyserver.store import tables
 from strongroom.keyserver.store.anchor import Anchor
 from strongroom.keyserver.store.audit_log import (
-    LAST,
     AuditLog,
     last,
     latest,
     read_records,
     record_at,
 )
+from strongroom.keyserver.store.before import Before, expect, read
 from strongroom.keyserver.store.database import Database
 from strongroom.keyserver.store.direct import Executes
 from strongroom.keyserver.store.records import Actor
@@ -54,11 +54,6 @@ _SECRET_SIZE: Final = 32
 _WRITERS: Final = ("operator", "owner")
 
 
-_LAST: Final = LAST.subquery()
-_BEGIN: Final = select(tables.store.c.kek, tables.store.c.revision, _LAST).select_from(
-    tables.store.outerjoin(_LAST, true())
-)
-
 C = TypeVar("C", bound=Executes)
 
 
@@ -70,7 +65,7 @@ class Transaction(Generic[C]):
         connection: of it.
         log: its audit records.
         now: its time.
-        revision: before it.
+        before: the database before it.
         changed: it changes what decisions rest on: the revision rises, and the state is signed anew.
         event: of the one audit record of an administrator's change.
         details: of that record.
@@ -79,10 +74,15 @@ class Transaction(Generic[C]):
     connection: C
     log: AuditLog
     now: datetime
-    revision: int
+    before: Before
     changed: bool = True
     event: str = ""
     details: Mapping[str, Any] | None = None
+
+    @property
+    def revision(self) -> int:
+        """Before it."""
+        return self.before.revision
 
     def note(self, event: str, **details: Any) -> None:
         """Say what the record of this transaction is about."""
@@ -259,14 +259,26 @@ class Core:
             raise StorageError("The database refuses the change.") from None
 
     @contextmanager
-    def _transaction(self, writing: AbstractContextManager[C]) -> Iterator[Transaction[C]]:
-        """A writing transaction; its records are the last thing that it writes."""
+    def _transaction(
+        self, writing: AbstractContextManager[C], expected: Before | None = None
+    ) -> Iterator[Transaction[C]]:
+        """A writing transaction; its records are the last thing that it writes.
+
+        Args:
+            writing: the transaction.
+            expected: what is believed to be there, and then not read.
+
+        Raises:
+            Unexpected: something else is there.
+        """
         with writing as connection:
-            ((kek, revision, *record),) = connection.execute(_BEGIN)
-            _check_kek(kek, self._kek)
+            if expected is not None:
+                expect(connection, expected)
+            before = expected or read(connection)
+            _check_kek(before.kek, self._kek)
             now = self._clock()
-            log = AuditLog(connection, self.id, self.test, now, last(*record))
-            transaction = Transaction(connection, log, now, revision)
+            log = AuditLog(connection, self.id, self.test, now, before.last)
+            transaction = Transaction(connection, log, now, before)
             yield transaction
             log.flush()
         # Remembered before anybody is told: whatever was acknowledged is behind the anchor.

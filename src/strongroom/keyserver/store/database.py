@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, Final
 
@@ -14,6 +16,7 @@ from sqlalchemy.exc import (
     ArgumentError,
     DataError,
     DBAPIError,
+    DisconnectionError,
     IntegrityError,
     NoSuchModuleError,
     OperationalError,
@@ -21,7 +24,7 @@ from sqlalchemy.exc import (
 )
 
 from strongroom.errors import MissingExtra, StorageError, UsageError, os_errors
-from strongroom.keyserver.store.direct import Direct
+from strongroom.keyserver.store.direct import Direct, Unexpected
 
 __all__ = ["Database"]
 
@@ -30,6 +33,13 @@ _BUSY_MS: Final = 15_000
 
 _LOCK: Final = 0x7374726F6E67
 """Of the one writer: a key of PostgreSQL's advisory locks, which are per database."""
+
+_TRUSTED_SECONDS: Final = 1.0
+"""That a connection is used again without asking whether it is one still: asking is a wait for the server, of
+which a group of releases has one otherwise."""
+
+_UNEXPECTED: Final = ("22012", "23505")
+"""Of PostgreSQL: a division by zero, a row that is there already."""
 
 _POOL: Final = 8
 """Connections for readers: threads of the server that look up keys."""
@@ -73,6 +83,7 @@ class Database:
         parsed = _url(url)
         self.sqlite = parsed.get_backend_name() == "sqlite"
         self._mutex = threading.Lock()
+        self._failed = -math.inf
         self._closed = False
         if self.sqlite:
             assert parsed.database is not None
@@ -83,7 +94,7 @@ class Database:
                 os.close(os.open(path, flags, 0o600))
             self.engine = _sqlite(path)
         else:
-            self.engine = _postgresql(parsed)
+            self.engine = _postgresql(parsed, self._is_suspect)
         try:
             with self.reading() as connection:
                 if not self.sqlite:
@@ -131,15 +142,17 @@ class Database:
 
         Raises:
             StorageError: as there.
+            Unexpected: the database was not as :meth:`.Direct.expect` was told.
         """
         self._check_open()
         with self._mutex, _translated():
             pooled = self.engine.raw_connection()
             raw: Any = pooled.dbapi_connection
+            direct = Direct(raw, is_sqlite=self.sqlite)
             try:
                 if self.sqlite:
                     raw.execute("BEGIN IMMEDIATE")
-                    yield Direct(raw, is_sqlite=True)
+                    yield direct
                     raw.execute("COMMIT")
                 else:
                     # Its own way to begin a transaction waits for the server.
@@ -147,11 +160,17 @@ class Database:
                     with raw.pipeline():
                         raw.execute("BEGIN")
                         raw.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
-                        yield Direct(raw, is_sqlite=False)
+                        yield direct
                         raw.execute("COMMIT")
                     raw.autocommit = False
             except BaseException as error:
                 driver = self.engine.dialect.loaded_dbapi
+                if direct.expecting and getattr(error, "sqlstate", None) in _UNEXPECTED:
+                    raw.rollback()
+                    raw.autocommit = False
+                    pooled.close()
+                    raise Unexpected from None
+                self._failed = time.monotonic()
                 with suppress(driver.Error):
                     raw.rollback()
                 pooled.invalidate()
@@ -171,6 +190,10 @@ class Database:
         """Close all connections."""
         self._closed = True
         self.engine.dispose()
+
+    def _is_suspect(self, used: float) -> bool:
+        """Whether a connection that was used last at this time may be one no more."""
+        return used <= self._failed or time.monotonic() - used > _TRUSTED_SECONDS
 
     def _check_open(self) -> None:
         # A pool that was disposed of would connect again.
@@ -207,14 +230,13 @@ def _sqlite(path: str) -> Engine:
     return engine
 
 
-def _postgresql(url: URL) -> Engine:
+def _postgresql(url: URL, is_suspect: Callable[[float], bool]) -> Engine:
     try:
         engine = create_engine(
             url,
             hide_parameters=True,
             pool_size=_POOL,
             max_overflow=2 * _POOL,
-            pool_pre_ping=True,
             # Each statement sees what was committed before it: also what was while it waited for the lock.
             isolation_level="READ COMMITTED",
             connect_args={"application_name": "strongroom", "connect_timeout": 10},
@@ -227,6 +249,19 @@ def _postgresql(url: URL) -> Engine:
         with connection.cursor() as cursor:
             cursor.execute("SET synchronous_commit = on")
         connection.commit()
+
+    @event.listens_for(engine, "checkin")
+    def checkin(connection: Any, record: Any) -> None:
+        record.info["used"] = time.monotonic()
+
+    @event.listens_for(engine, "checkout")
+    def checkout(connection: Any, record: Any, proxy: object) -> None:
+        # As the pool's own "pre_ping", which asks each time.
+        if is_suspect(record.info.get("used", math.inf)):
+            try:
+                engine.dialect.do_ping(connection)
+            except engine.dialect.loaded_dbapi.Error:
+                raise DisconnectionError from None
 
     return engine
 
