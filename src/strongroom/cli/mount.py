@@ -6,14 +6,15 @@ import logging
 import os
 import select
 import signal
-import sys
 from typing import Annotated, Final
 
 import typer
 
+from strongroom.cli.background import Background
 from strongroom.cli.keyring import opener
+from strongroom.cli.log import log_file, log_to, standard_error, system_log
 from strongroom.cli.terminal import size_text
-from strongroom.cli.verb import Key, PassphraseFd, PassphraseOpens, Quiet, flag, verb
+from strongroom.cli.verb import Key, NativeCode, PassphraseFd, PassphraseOpens, Quiet, flag, verb
 from strongroom.errors import UsageError
 
 __all__ = ["register"]
@@ -21,7 +22,7 @@ __all__ = ["register"]
 _EXAMPLES: Final = """
 strongroom mount resnet50.sealed /models/resnet50 -k key.txt
 strongroom mount llama=s3://models/llama.sealed bert=./bert.sealed /models -k unix:///run/strongroom/keys.sock
-strongroom mount model.onnx.sealed /mnt -k key.txt --no-page-cache
+strongroom mount model.onnx.sealed /mnt -k key.txt --no-page-cache --background
 """
 
 
@@ -48,10 +49,23 @@ def mount(
     allow_other: Annotated[
         bool, flag("--allow-other", help="Let other users read, and root; without it only you can.")
     ] = False,
-    allow_native_code: Annotated[
+    allow_native_code: NativeCode = False,
+    background: Annotated[
         bool,
-        flag("--allow-native-code", help="Let programs and libraries in the models be run from there."),
+        flag(
+            "--background",
+            help="Return when the files are there. What it says then goes to the system log.",
+        ),
     ] = False,
+    to_file: Annotated[
+        str | None,
+        typer.Option(
+            "--log-file",
+            metavar="FILE",
+            show_default=False,
+            help="Append what it says to this file, in place of standard error or the system log.",
+        ),
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Show sealed models as read-only files, for servers that know nothing of strongroom.
@@ -60,6 +74,9 @@ def mount(
     directly in DIR; several have a folder each under their names, or a file where they are a single file. It
     runs until SIGTERM, Ctrl-C or an unmount, and takes away what it has shown. A file that was
     tampered with or cannot be had gives EIO, and a line here that says why. Takes root or fusermount3.
+
+    With --background it returns when the files are there, and with an error and its exit code where they
+    will not be. End it by umount DIR; who is not root: fusermount3 -u DIR.
     """
     *sealed, directory = places
     if not sealed:
@@ -70,12 +87,9 @@ def mount(
     from strongroom.web.notify import notify
     from strongroom.web.sockets import allow_many_descriptors
 
+    behind = Background() if background else None
     allow_many_descriptors()  # Each file that was opened once stays open, so that a replaced one is not mixed in.
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-    LOG.addHandler(handler)
-    LOG.setLevel(logging.WARNING if quiet else logging.INFO)
-    LOG.propagate = False
+    log_to(LOG, _handler(to_file, background), logging.WARNING if quiet else logging.INFO)
 
     with (
         open_tree(sealed, opener(key, passphrase, passphrase_fd), flat=True) as tree,
@@ -88,10 +102,19 @@ def mount(
         ) as shown,
     ):
         files = sum(not node.is_folder for node in tree)
-        LOG.info("%s: %d files, %s", shown.directory, files, size_text(tree.size))
+        count = f"{files} file" if files == 1 else f"{files} files"
+        LOG.info("%s: %s, %s", shown.directory, count, size_text(tree.size))
+        if behind is not None:
+            behind.ready()
         notify("READY=1")
         _wait(shown.fileno())
         notify("STOPPING=1")
+
+
+def _handler(to_file: str | None, background: bool) -> logging.Handler:
+    if to_file is not None:
+        return log_file(to_file)
+    return system_log("strongroom-mount") if background else standard_error(dated=True)
 
 
 def _wait(ended: int) -> None:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import sys
 from typing import TYPE_CHECKING, Annotated, Final, Literal
 
 import typer
 
 from strongroom.cli.keyring import opener
+from strongroom.cli.log import log_to, standard_error
 from strongroom.cli.terminal import note, plain, print_error
-from strongroom.cli.verb import Key, PassphraseFd, PassphraseOpens, Quiet, flag, parse_pairs, verb
+from strongroom.cli.verb import (
+    Key,
+    NativeCode,
+    PassphraseFd,
+    PassphraseOpens,
+    Quiet,
+    parse_pairs,
+    verb,
+)
 
 if TYPE_CHECKING:
     from strongroom.mount.run_ready import Readiness
@@ -77,10 +84,17 @@ def run(
             help="A further variable for the program; {models} in it becomes the directory. Can be repeated.",
         ),
     ] = None,
-    allow_native_code: Annotated[
-        bool,
-        flag("--allow-native-code", help="Let programs and libraries in the models be run from there."),
-    ] = False,
+    unset: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--unset",
+            metavar="NAME",
+            show_default=False,
+            help="A variable that the program does not get; * stands for anything, as in 'AWS_*'. Can be "
+            "repeated.",
+        ),
+    ] = None,
+    allow_native_code: NativeCode = False,
     quiet: Quiet = False,
 ) -> None:
     """Run a program that reads sealed models as files; no other program can.
@@ -88,21 +102,20 @@ def run(
     The models are mounted for this program and what it starts alone, where the system allows it. Signals are
     passed on, and the exit code is that of the program, 128 and the number of the signal that killed it.
     When it ends, all it has started does, and the models are gone, whoever was killed. STRONGROOM_MODELS says
-    where they are; other variables of strongroom, and those of --key, do not reach the program.
+    where they are; other variables of strongroom, and those of --key and --unset, do not reach the program.
     """
     from strongroom.mount.models import open_tree
     from strongroom.mount.run import Job, command_environment
     from strongroom.mount.run import run as run_job
     from strongroom.mount.server import LOG
 
-    environment = command_environment(os.environ, key or ())
+    environment = command_environment(os.environ, key or (), unset or ())
     added = parse_pairs(env, "--env")
     search = {**environment, **added}.get("PATH")
     if shutil.which(command[0], path=search) is None and "{models}" not in command[0]:
         print_error(f"There is no program {command[0]} that could be run.", None)
         raise typer.Exit(_NOT_FOUND)
-    LOG.addHandler(logging.StreamHandler(sys.stderr))
-    LOG.propagate = False
+    log_to(LOG, standard_error(dated=False))
     job = Job(
         arguments=command,
         environment=environment,

@@ -21,6 +21,7 @@ __all__ = [
     "Meta",
     "ModelName",
     "ModelVersion",
+    "NativeCode",
     "NoProgress",
     "Output",
     "PassphraseFd",
@@ -112,6 +113,10 @@ SegmentSize = Annotated[
     int, typer.Option("--segment-size", metavar="BYTES", help="A power of two, 65536 to 16777216.")
 ]
 Force = Annotated[bool, flag("--force", help="Replace what is at DST.")]
+NativeCode = Annotated[
+    bool,
+    flag("--allow-native-code", help="Let programs and libraries in the models be run from there."),
+]
 Json = Annotated[bool, flag("--json", help="Print JSON, for scripts.")]
 Quiet = Annotated[bool, flag("-q", "--quiet", help="Print errors only.")]
 NoProgress = Annotated[bool, flag("--no-progress", help="Show no progress bar.")]

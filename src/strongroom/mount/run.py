@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Final, Literal
 
 from strongroom.errors import StrongroomError, UsageError
@@ -70,16 +71,22 @@ class Job:
         return Command(arguments, environment, directory, self.native_code)
 
 
-def command_environment(environ: Mapping[str, str], keys: Sequence[str] = ()) -> dict[str, str]:
+def command_environment(
+    environ: Mapping[str, str], keys: Sequence[str] = (), unset: Sequence[str] = ()
+) -> dict[str, str]:
     """``environ`` without what holds keys and tokens, or says where they are.
 
-    That is all of strongroom's variables, and those that ``keys`` names (``env:NAME``).
+    That is all of strongroom's variables, those that ``keys`` names (``env:NAME``), and those of ``unset``,
+    in which ``*`` stands for anything. Others stay: no key of a model comes from them, and a server that
+    reads from a cloud needs its credentials.
     """
     named = {one.removeprefix("env:") for one in keys if one.startswith("env:")}
     return {
         name: value
         for name, value in environ.items()
-        if not name.startswith(_OWN) and name not in named
+        if not name.startswith(_OWN)
+        and name not in named
+        and not any(fnmatchcase(name, one) for one in unset)
     }
 
 

@@ -149,7 +149,8 @@ def _close_others(keep: int) -> None:
 
 def _forget(environment: Mapping[str, str]) -> None:
     """Wipe the variables that the command does not get: it may look into this process if it is root's."""
-    secret = [name for name in os.environb if os.fsdecode(name) not in environment]
+    given = {os.fsencode(name): os.fsencode(value) for name, value in environment.items()}
+    secret = [name for name, value in os.environb.items() if given.get(name) != value]
     values = ctypes.POINTER(ctypes.c_char_p).in_dll(ctypes.CDLL(None), "environ")
     starts = ctypes.cast(values, ctypes.POINTER(ctypes.c_void_p))
     index = 0
