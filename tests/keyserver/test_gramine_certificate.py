@@ -214,10 +214,23 @@ def record(body, kind=22):
     return bytes([kind, 3, 3]) + len(body).to_bytes(2, "big") + body
 
 
+def sized(size, content):
+    return len(content).to_bytes(size, "big") + content
+
+
+def shown(*certificates):
+    """The message in which a client shows them."""
+    return b"\x0b" + sized(3, sized(3, b"".join(sized(3, one) for one in certificates)))
+
+
+def greeting(names):
+    """The first message of a client, with what it says of the server's name."""
+    extensions = sized(2, b"\0\0" + sized(2, names))
+    return b"\x01" + sized(3, bytes(34) + b"\0" + sized(2, b"\xc0\x2b") + b"\x01\0" + extensions)
+
+
 def test_a_certificate_in_pieces_is_seen_before_the_last_of_them_is_handed_on():
-    listed = len(QUOTE).to_bytes(3, "big") + QUOTE
-    body = len(listed).to_bytes(3, "big") + listed
-    message = b"\x0b" + len(body).to_bytes(3, "big") + body
+    message = shown(QUOTE)
     sent = b"".join(record(message[at : at + 100]) for at in range(0, len(message), 100))
     hello, handed = Hello(), b""
     for byte in sent:
@@ -239,12 +252,25 @@ def test_a_certificate_in_pieces_is_seen_before_the_last_of_them_is_handed_on():
         record(b"\x0b\x00\x00\x04\x00\x00\x05x"),
         record(bytes(16384)) * 2,
         record(b"\x01\x00\x00\x02\x03\x03"),
+        b"\x16\x03\x03\x40\x01",  # a record that is too long, before it has come
+        record(shown(QUOTE)) * 2,
+        record(shown(QUOTE, QUOTE)),
+        record(shown(b"")),
+        record(greeting(sized(2, b"\0" + sized(2, b"a") + b"\0" + sized(2, b"b")))),
+        record(greeting(sized(2, b"\0" + sized(2, b"\xc3\xa4")))),
     ],
-    ids=range(8),
+    ids=range(14),
 )
 def test_what_is_no_beginning_of_tls(sent):
     with pytest.raises(NotTls):
         Hello().feed(sent)
+
+
+def test_what_is_almost_none():
+    hello = Hello()
+    for one in (greeting(sized(2, b"\0" + sized(2, b"A.b"))), shown(), shown(QUOTE)):
+        hello.feed(record(one))
+    assert (hello.name, hello.certificate) == ("a.b", QUOTE)
 
 
 @pytest.mark.parametrize("name", ["localhost", "127.0.0.1", "LOCALHOST", None])
