@@ -8,14 +8,13 @@ go the long way, which gives the same answers.
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from strongroom.keyserver.direct_routes import PATHS, Answer
 from strongroom.keyserver.guard import Guard
-from strongroom.web.protocol import HttpProtocol
+from strongroom.web.protocol import DirectCycle, HttpProtocol
 
 __all__ = ["DirectProtocol"]
 
@@ -24,25 +23,6 @@ _AT_ONCE: Final = b"/v1/challenge"
 """Its answer waits for nothing, and needs no task."""
 
 _LONG_WAY: Final = frozenset({b"authorization", b"transfer-encoding", b"expect"})
-
-
-class _Cycle:
-    """A request that is being answered, in the place of uvicorn's cycle.
-
-    Attributes:
-        keep_alive: the connection stays after the answer.
-        response_complete, disconnected, message_event: as uvicorn's.
-    """
-
-    __slots__ = ("disconnected", "keep_alive", "message_event", "response_complete")
-
-    def __init__(self) -> None:
-        self.keep_alive, self.message_event = True, _NOBODY
-        self.response_complete = self.disconnected = False
-
-
-_NOBODY: Final = asyncio.Event()
-"""Nobody waits for more of a request that is there whole."""
 
 
 class DirectProtocol(HttpProtocol):
@@ -82,10 +62,9 @@ class DirectProtocol(HttpProtocol):
             and len(self.fields) == len(self.headers)
             and _LONG_WAY.isdisjoint(self.fields)
             and self.parser.should_keep_alive()
-            and (self.cycle is None or self.cycle.response_complete)
+            and self.is_idle()
             and not self.pipeline
             and not self.flow.write_paused
-            and not self.transport.is_closing()
         )
 
     def on_body(self, body: bytes) -> None:
@@ -104,7 +83,7 @@ class DirectProtocol(HttpProtocol):
 
     def _answer(self, body: bytes) -> None:
         assert self._guard is not None
-        cycle = _Cycle()
+        cycle = DirectCycle()
         # Not of uvicorn's type, with all that it asks of one.
         self.cycle = cycle  # type: ignore[assignment]
         kind = self.fields.get(b"content-type", b"").decode("latin-1")
@@ -121,14 +100,14 @@ class DirectProtocol(HttpProtocol):
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    async def _wait(self, cycle: _Cycle, work: Any) -> None:
+    async def _wait(self, cycle: DirectCycle, work: Any) -> None:
         try:
             self._write(cycle, await work)
         except BaseException:
             self.transport.close()
             raise
 
-    def _write(self, cycle: _Cycle, answer: Answer) -> None:
+    def _write(self, cycle: DirectCycle, answer: Answer) -> None:
         if cycle.disconnected or self.transport.is_closing():
             return
         status, headers, body = answer

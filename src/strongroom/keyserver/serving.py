@@ -75,6 +75,7 @@ class _Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
 
         def protocol() -> Any:
+            # uvicorn types it as any asyncio.Protocol.
             return self.config.http_protocol_class(  # type: ignore[call-arg]
                 config=self.config,
                 server_state=self.server_state,

@@ -23,7 +23,7 @@ from strongroom.serving.http import CLOSE, JOINED, Begun, Connection, Front
 from strongroom.serving.metrics import Metrics
 from strongroom.serving.settings import Listen, RequestLimits
 from strongroom.web.addresses import ConnectionCount
-from strongroom.web.protocol import HttpProtocol
+from strongroom.web.protocol import DirectCycle, HttpProtocol
 
 __all__ = ["protocol_class"]
 
@@ -37,9 +37,6 @@ _KEPT: Final = 4 << 10
 """Bytes of a head that a connection remembers."""
 
 _METHODS: Final = {b"GET": "GET", b"POST": "POST"}
-
-_NOBODY: Final = asyncio.Event()
-"""For uvicorn to tell of what came: the request is there whole."""
 
 
 def protocol_class(
@@ -63,23 +60,16 @@ def protocol_class(
     return type("Protocol", (_Protocol,), members)
 
 
-class _Cycle:
+class _Cycle(DirectCycle):
     """A request that waits for something, in the place of uvicorn's cycle and of its task.
 
     Args:
         begun: the request.
         waits_for: what it has asked the event loop for.
         done: told the response; None where it was cancelled.
-
-    Attributes:
-        keep_alive: the connection stays after the answer.
-        response_complete, disconnected, message_event: as uvicorn's.
     """
 
-    __slots__ = (
-        *("_begun", "_cancelled", "_done", "_waits_for"),
-        *("disconnected", "keep_alive", "message_event", "response_complete"),
-    )
+    __slots__ = ("_begun", "_cancelled", "_done", "_waits_for")
 
     def __init__(
         self,
@@ -87,11 +77,10 @@ class _Cycle:
         waits_for: asyncio.Future[Any],
         done: Callable[[_Cycle, HttpResponse | None], None],
     ) -> None:
+        super().__init__()
         self._begun = begun
         self._done = done
         self._cancelled = False
-        self.keep_alive, self.message_event = True, _NOBODY
-        self.response_complete = self.disconnected = False
         self._wait(waits_for)
 
     def cancel(self, msg: str | None = None) -> None:
@@ -193,13 +182,13 @@ class _Protocol(HttpProtocol):
         Clients send the same one all day, and to read it takes 9 µs. The parser is where it was when that
         head came, at the start of a message, and would find what it has found then.
         """
-        if self._known is None or not self._is_idle() or self.flow.write_paused:
+        if self._known is None or not self.is_idle() or self.flow.write_paused:
             return False
         head, size = self._known
         return len(data) == size and data.startswith(head) and self._answer(data[len(head) :])
 
     def _waits_for_next(self) -> bool:
-        return self._answered is not None and not self._head_size and self._is_idle()
+        return self._answered is not None and not self._head_size and self.is_idle()
 
     def _is_waiting(self) -> bool:
         cycle: object = self.cycle
@@ -219,9 +208,6 @@ class _Protocol(HttpProtocol):
     def _wait_idle(self, seconds: float) -> None:
         self.timeout_keep_alive_task = self.loop.call_later(seconds, self.timeout_keep_alive_handler)
 
-    def _is_idle(self) -> bool:
-        return (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing()
-
     # What the parser finds.
 
     def on_message_begin(self) -> None:
@@ -236,7 +222,7 @@ class _Protocol(HttpProtocol):
             _PLAIN.fullmatch(self.url)
             and self._row <= _IN_A_ROW
             and not self.expect_100_continue
-            and self._is_idle()
+            and self.is_idle()
             and not self.flow.write_paused
             and self.parser.should_keep_alive()
             and self.parser.get_http_version() == "1.1"

@@ -18,7 +18,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from strongroom.format.encoding import dump_json
 from strongroom.web.addresses import ConnectionCount, source_group
 
-__all__ = ["CONNECTION", "MAX_HEAD", "HttpProtocol"]
+__all__ = ["CONNECTION", "MAX_HEAD", "DirectCycle", "HttpProtocol"]
 
 CONNECTION: Final = "strongroom.connection"
 """In the scope of a request: what :meth:`HttpProtocol.connected` has said of its connection."""
@@ -89,6 +89,25 @@ class _Flow(FlowControl):
         # Whose answer is awaited is there whole: others came behind it.
         if not self._waiting:
             super().resume_reading()
+
+
+_NOBODY: Final = asyncio.Event()
+"""For uvicorn to tell of what came of a request that is there whole."""
+
+
+class DirectCycle:
+    """What is in the place of uvicorn's cycle while a request that is there whole is answered without it.
+
+    Attributes:
+        keep_alive: the connection stays after the answer.
+        response_complete, disconnected, message_event: as uvicorn's.
+    """
+
+    __slots__ = ("disconnected", "keep_alive", "message_event", "response_complete")
+
+    def __init__(self) -> None:
+        self.keep_alive, self.message_event = True, _NOBODY
+        self.response_complete = self.disconnected = False
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -238,6 +257,10 @@ class HttpProtocol(HttpToolsProtocol):
         """Have the application answer the request whose head has come."""
         super().on_headers_complete()
         self.cycle.transport = self._answers  # type: ignore[assignment]
+
+    def is_idle(self) -> bool:
+        """Whether nothing is being answered, and something can be."""
+        return (self.cycle is None or self.cycle.response_complete) and not self.transport.is_closing()
 
     def on_message_complete(self) -> None:
         if self._declined is not None:
