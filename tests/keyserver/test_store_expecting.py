@@ -118,6 +118,14 @@ def test_holders_are_counted(ready, ways):
     assert ways == ["believed"] * 3
 
 
+def test_a_wrong_belief_is_nothing_for_the_log(ready, url, ways, caplog):
+    sql(url, "UPDATE audit SET time = time + 1 WHERE sequence = (SELECT max(sequence) FROM audit)")
+    # Counting holders waits for an answer in the midst of the transaction.
+    assert release(ready, grant(ready, holders=2)).refused == {}
+    assert ways == ["wrong", "read"]
+    assert caplog.text == ""
+
+
 def test_one_lease_id_twice_is_the_fault_of_one(ready):
     assert release(ready, grant(ready, lease="L"), platform="mtls:aa").refused == {}
     with pytest.raises(Unavailable):

@@ -149,6 +149,7 @@ class Database:
             pooled = self.engine.raw_connection()
             raw: Any = pooled.dbapi_connection
             direct = Direct(raw, is_sqlite=self.sqlite)
+            driver = self.engine.dialect.loaded_dbapi
             try:
                 if self.sqlite:
                     raw.execute("BEGIN IMMEDIATE")
@@ -157,14 +158,13 @@ class Database:
                 else:
                     # Its own way to begin a transaction waits for the server.
                     raw.autocommit = True
-                    with raw.pipeline():
+                    with _pipeline(raw, driver.Error):
                         raw.execute("BEGIN")
                         raw.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
                         yield direct
                         raw.execute("COMMIT")
                     raw.autocommit = False
             except BaseException as error:
-                driver = self.engine.dialect.loaded_dbapi
                 if direct.expecting and getattr(error, "sqlstate", None) in _UNEXPECTED:
                     raw.rollback()
                     raw.autocommit = False
@@ -264,6 +264,22 @@ def _postgresql(url: URL, is_suspect: Callable[[float], bool]) -> Engine:
                 raise DisconnectionError from None
 
     return engine
+
+
+@contextmanager
+def _pipeline(raw: Any, errors: type[Exception]) -> Iterator[None]:
+    """Pipeline mode of psycopg, which logs a line for an error that follows from the one that ends it."""
+    first = None
+    try:
+        with raw.pipeline():
+            try:
+                yield
+            except errors as error:
+                first = error
+    except errors as error:
+        raise (first or error) from None
+    if first is not None:
+        raise first
 
 
 def _check_durable(connection: Connection) -> None:
