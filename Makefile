@@ -98,7 +98,7 @@ test-triton: venv system $(TRITON)/.complete ## a real Triton, which reads seale
 demo: $(VENV)/.demo ## train, seal, load, predict, tamper, serve; release a key to a machine that attests, or not
 	$(BIN)/python examples/digits.py
 
-demo-triton: $(VENV)/.demo $(TRITON)/.complete ## an unchanged Triton serves a sealed model, and refuses one that was tampered with
+demo-triton: $(VENV)/.demo $(TRITON)/.complete ## an unchanged Triton serves a sealed model, by the agent and by a mount, and refuses one that was tampered with
 	$(BIN)/python examples/triton_digits.py
 
 bench: venv system ## every figure of the README and the reference, as ratios; 15 GB of disk, an hour

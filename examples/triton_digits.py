@@ -1,11 +1,11 @@
-"""An unchanged Triton serves a sealed model: by the repository agent, and by ``strongroom run``.
+"""An unchanged Triton serves a sealed model: by the repository agent, by ``strongroom run``, and by a mount.
 
     python examples/triton_digits.py [--directory .demo-triton]      # or: make demo-triton
 
 Trains the network of digits.py, seals it with a configuration of Triton, builds the agent, and asks a real
 tritonserver, that of nvidia-pytriton, for digits that the network has not seen. Its Python backend runs the
-model with ONNX Runtime. Then a byte is flipped, which leaves the version that is served; and the same server
-reads the model from a view of it that nobody else has.
+model with ONNX Runtime. Then a bit is flipped, which leaves the version that is served; and the same server
+reads the model from a view of it that nobody else has, and from a mount.
 Exits with 1 if anything is not as it says.
 """
 
@@ -29,6 +29,8 @@ import tritonclient.grpc as triton
 from digits import export, flip, train
 from telling import PROGRAM, claim, claims, console, run, show, step
 from tritonclient.utils import InferenceServerException
+
+from strongroom.mount.fuse import available
 
 ENVIRONMENT = Path(__file__).parents[1] / ".venv-triton"
 SECONDS = 120
@@ -183,6 +185,47 @@ def by_a_view(folder: Path, key: Path, images: np.ndarray, expected: np.ndarray)
         claim(f"{len(images)} unseen digits, the same predictions as the plain network", same)
 
 
+def by_a_mount(folder: Path, key: Path, images: np.ndarray, expected: np.ndarray) -> None:
+    step("Triton without an agent, on a mount of the sealed model")
+    if problem := available():
+        console.print(f"FUSE cannot be used here: {problem}. Left out.", markup=False)
+        return
+    sealed, shown, log = folder / "digits.sealed", folder / "mounted", folder / "mount.log"
+    shown.mkdir()
+    words = (f"digits={sealed}", shown, "-k", key)
+
+    def mount() -> bool:
+        return run("mount", *words, "--background", "--log-file", log).returncode == 0
+
+    def unmount() -> None:
+        show("umount", shown)
+        helper = ["umount"] if os.geteuid() == 0 else ["fusermount3", "-u"]
+        subprocess.run([*helper, str(shown)], check=False)
+
+    claim("the model is mounted", mount())
+    try:
+        with running(folder, str(shown), "--load-model=digits", before=[]) as server:
+            same = np.array_equal(server.ask(images), expected)
+            claim(f"{len(images)} unseen digits, the same predictions as the plain network", same)
+
+            step("Somebody flips one bit of the weights, and they are mounted and loaded again")
+            unmount()
+            victim = sealed / "1" / "digits.onnx.sealed"
+            flip(victim, victim.stat().st_size // 2)
+            claim("the model is mounted: what nobody reads is not decrypted", mount())
+            try:
+                server.client.load_model("digits")
+                claim("Triton refuses the load", False)
+            except InferenceServerException as error:
+                claim(f"Triton refuses the load: {error.message().splitlines()[0]}", True)
+            reason = log.read_text().rpartition(" ERROR ")[2].strip()
+            claim(f"the log of the mount says why: {reason}", "segment" in reason)
+            same = np.array_equal(server.ask(images), expected)
+            claim("the version of before still answers", same)
+    finally:
+        unmount()
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="An unchanged Triton serves a sealed model.")
     parser.add_argument("--directory", type=Path, default=Path(".demo-triton"), help="made anew")
@@ -205,6 +248,7 @@ def main() -> int:
         expected = network(images).argmax(1).numpy()
     by_the_agent(folder, key, images.numpy(), expected)
     by_a_view(folder, key, images.numpy(), expected)
+    by_a_mount(folder, key, images.numpy(), expected)
 
     failed = [text for text, holds in claims if not holds]
     step("Result")

@@ -13,7 +13,7 @@ from strongroom.model.owned_directory import OwnedDirectory
 from strongroom.triton import install
 
 TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / one) for one in ("integrations", "keycache", "loaders", "serving")]
+sys.path[:0] = [str(TESTS / one) for one in ("integrations", "keycache", "loaders", "mount", "serving")]
 
 
 @pytest.fixture(scope="module")
