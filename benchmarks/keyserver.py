@@ -89,6 +89,15 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
+def endorse(folder: Path, tee: str, pki: IntelPki) -> Path:
+    """A directory with what Intel says of machines of this PKI."""
+    place = folder / "endorsements"
+    place.mkdir()
+    wanted = {"tee": tee, "fmspc": pki.fmspc.hex().upper(), "ca": "platform"}
+    DirectorySource(place).store(WantedEndorsement("intel", wanted), pki.collateral(tee))
+    return place
+
+
 def make(
     folder: Path, database: str | None, pki: IntelPki, workers: int
 ) -> tuple[Path, Profile, SecretBytes]:
@@ -103,10 +112,7 @@ def make(
             insecure_test_roots=folder / "node",
         ),
     )
-    endorsements = folder / "endorsements"
-    endorsements.mkdir()
-    wanted = {"tee": "tdx", "fmspc": pki.fmspc.hex(), "ca": "platform"}
-    DirectorySource(endorsements).store(WantedEndorsement("intel", wanted), pki.collateral("tdx"))
+    endorsements = endorse(folder, "tdx", pki)
     text = made.config.read_text()
     text = with_settings(
         text,
@@ -208,6 +214,7 @@ def percentile(values: list[float], part: float) -> float:
 
 
 def cpu_seconds(pids: list[int]) -> float:
+    """Of these processes and all below them."""
     total = 0.0
     for pid in pids:
         for one in (psutil.Process(pid), *psutil.Process(pid).children(recursive=True)):

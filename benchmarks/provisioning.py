@@ -30,11 +30,10 @@ from typing import Any
 import psutil
 import uvloop
 
+from keyserver import cpu_seconds, endorse
 from strongroom.attest.dcap_quote import Quote
-from strongroom.attest.endorsements import Wanted
 from strongroom.attest.evidence import Claims, Evidence
 from strongroom.attest.roots import production
-from strongroom.attest.sources.files import DirectorySource
 from strongroom.crypto.secret import SecretBytes
 from strongroom.keyserver.gramine.door import Door
 from strongroom.keyserver.gramine.provisioning import Provisioning
@@ -117,12 +116,6 @@ def ask(port: int, ca: str, pki: IntelPki, start: Any, end: Any, count: Any) -> 
             count.value += 1
 
 
-def cpu_seconds(pid: int) -> float:
-    server = psutil.Process(pid)
-    times = [one.cpu_times() for one in (server, *server.children(recursive=True))]
-    return sum(one.user + one.system for one in times)
-
-
 def measure(folder: Path, mode: str, pki: IntelPki, arguments: argparse.Namespace) -> dict[str, Any]:
     context = multiprocessing.get_context("fork")
     listening = socket.create_server(("127.0.0.1", 0))
@@ -145,9 +138,9 @@ def measure(folder: Path, mode: str, pki: IntelPki, arguments: argparse.Namespac
         start.set()
         time.sleep(1)
         assert server.pid is not None
-        done, used, began = count.value, cpu_seconds(server.pid), time.perf_counter()
+        done, used, began = count.value, cpu_seconds([server.pid]), time.perf_counter()
         time.sleep(arguments.seconds)
-        done, used = count.value - done, cpu_seconds(server.pid) - used
+        done, used = count.value - done, cpu_seconds([server.pid]) - used
         seconds = time.perf_counter() - began
         end.set()
         for one in clients:
@@ -179,10 +172,7 @@ def main() -> None:
             with tempfile.TemporaryDirectory() as name:
                 folder = Path(name)
                 make_certificates(folder / "tls", "benchmark", "localhost")
-                (folder / "endorsements").mkdir()
-                wanted = {"tee": "sgx", "fmspc": pki.fmspc.hex().upper(), "ca": "platform"}
-                source = DirectorySource(folder / "endorsements")
-                source.store(Wanted("intel", wanted), pki.collateral("sgx"))
+                endorse(folder, "sgx", pki)
                 print(
                     json.dumps({"round": round_, **measure(folder, mode, pki, arguments)}), flush=True
                 )
