@@ -6,6 +6,7 @@ import logging
 import os
 import select
 import signal
+from collections.abc import Callable
 from typing import Annotated, Final
 
 import typer
@@ -104,10 +105,13 @@ def mount(
         files = sum(not node.is_folder for node in tree)
         count = f"{files} file" if files == 1 else f"{files} files"
         LOG.info("%s: %s, %s", shown.directory, count, size_text(tree.size))
-        if behind is not None:
-            behind.ready()
-        notify("READY=1")
-        _wait(shown.fileno())
+
+        def ready() -> None:
+            if behind is not None:
+                behind.ready()
+            notify("READY=1")
+
+        _wait(shown.fileno(), ready)
         notify("STOPPING=1")
 
 
@@ -117,8 +121,8 @@ def _handler(to_file: str | None, background: bool) -> logging.Handler:
     return system_log("strongroom-mount") if background else standard_error(dated=True)
 
 
-def _wait(ended: int) -> None:
-    """Wait for a signal, or for a descriptor that can be read.
+def _wait(ended: int, ready: Callable[[], None]) -> None:
+    """Say that all is ready as soon as signals are waited for; wait for one, or for a descriptor that can be read.
 
     By poll: a signal that comes just before a lock is waited for would not end the waiting.
     """
@@ -132,6 +136,7 @@ def _wait(ended: int) -> None:
         before = signal.set_wakeup_fd(write_end)
         for one in numbers:  # Nothing cuts the end short from here on.
             signal.signal(one, lambda *_: None)
+        ready()
         poll = select.poll()
         poll.register(ended, select.POLLIN)
         poll.register(signalled, select.POLLIN)
