@@ -36,9 +36,24 @@ def wait_for(found, what="it"):
     return value
 
 
-def directories():
-    """Of all runs, those of other tests too."""
-    return {one for one in SHM.iterdir() if one.name.startswith(PREFIX)}
+@contextlib.contextmanager
+def own_memory():
+    """A ``/dev/shm`` that no other test's runs sweep or fill, where there is root for it.
+
+    Yields what to put before a command that shall have it, and the root directory that it then sees.
+    """
+    if os.geteuid() != 0 or NO_NAMESPACES:
+        yield [], Path("/")
+        return
+    script = f"mount -t tmpfs -o mode=1777 none {SHM} && echo && exec cat"
+    holder = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with holder:  # it ends with its input
+        assert holder.stdout.readline()
+        there = ["sh", "-c", 'cd "$0" && exec "$@"', os.getcwd()]
+        yield ["nsenter", "--mount", f"--target={holder.pid}", *there], Path(f"/proc/{holder.pid}/root")
+        holder.stdin.close()
 
 
 def gone(processes):
@@ -81,9 +96,10 @@ def flipped(place, name):
 
 
 class Run:
-    """A run of a program that has models; its output is read line by line."""
+    """A run of a program that has models; its output is read line by line. ``root`` is what it sees."""
 
-    def __init__(self, *arguments, before=(), stdin=subprocess.PIPE, **options):
+    def __init__(self, *arguments, before=(), stdin=subprocess.PIPE, root=Path("/"), **options):
+        self.root = root
         self.process = subprocess.Popen(
             [*before, PROGRAM, "run", *map(str, arguments)],
             stdin=stdin,
@@ -114,7 +130,7 @@ class Run:
             with contextlib.suppress(FileNotFoundError):
                 path = (opened / name).readlink()
                 if path.parent == SHM and path.name.startswith(PREFIX):
-                    return path
+                    return self.root / path.relative_to("/")
         return None
 
     def end(self):

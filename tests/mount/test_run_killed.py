@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from pathlib import Path
 
 import psutil
 import pytest
@@ -13,6 +14,7 @@ from running import (
     make_models,
     needs_fuse,
     needs_namespaces,
+    own_memory,
     wait_for,
     weaker,
 )
@@ -61,11 +63,11 @@ def start(place, monkeypatch):
     monkeypatch.chdir(place)
     started = []
 
-    def call(backend, kinds, then="stay"):
+    def call(backend, kinds, then="stay", own=((), Path("/"))):
         options = ("-k", "key.txt", "--model", "m.sealed", "--backend", backend)
         command = ("--", sys.executable, "-c", DAEMON, "{models}", then)
-        before = weaker(kinds) if kinds else ()
-        started.append(Run(*options, *command, before=before, env=environment()))
+        before = [*own[0], *(weaker(kinds) if kinds else ())]
+        started.append(Run(*options, *command, before=before, root=own[1], env=environment()))
         return started[-1]
 
     yield call
@@ -73,9 +75,9 @@ def start(place, monkeypatch):
         one.close()
 
 
-def running(start, backend, kinds):
+def running(start, backend, kinds, **options):
     """A run whose command and daemon are there, the processes below it, and its directory."""
-    one = start(backend, kinds)
+    one = start(backend, kinds, **options)
     assert (one.line(), one.line()) == ("daemon", "command")
     return one, one.below(), one.directory()
 
@@ -109,16 +111,22 @@ def test_the_keeper_is_killed(start, kinds):
     assert not directory.exists()
 
 
-def test_all_are_killed_at_once_and_the_next_run_sweeps(start):
-    one, below, directory = running(start, "tmpfs", "mnt user")
-    living, _, other = running(start, "tmpfs", "mnt user")
+@pytest.fixture
+def own(start):
+    with own_memory() as found:
+        yield found
+
+
+def test_all_are_killed_at_once_and_the_next_run_sweeps(start, own):
+    one, below, directory = running(start, "tmpfs", "mnt user", own=own)
+    living, _, other = running(start, "tmpfs", "mnt user", own=own)
     for process in (*below, psutil.Process(one.pid)):
         process.suspend()
     for process in (psutil.Process(one.pid), *below):
         process.kill()
     gone(below)
     assert (directory / "m" / "1" / "weights.bin").stat().st_size
-    assert start("tmpfs", None, "leave").end()[0] == 0
+    assert start("tmpfs", None, "leave", own=own).end()[0] == 0
     assert not directory.exists()
     assert (other / "m" / "1" / "weights.bin").stat().st_size  # that of the one that runs
     living.process.terminate()
