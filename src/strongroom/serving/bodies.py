@@ -136,18 +136,16 @@ class Bodies:
             self._held -= held
         raise asyncio.CancelledError  # it disconnected
 
-    def unpack(self, headers: dict[bytes, bytes], body: bytes | bytearray) -> bytes | bytearray:
-        """A body without the packing that its headers name, and name no more.
+    def unpack(self, request: HttpRequest) -> None:
+        """Take the packing from a body that its headers name, and the name from them.
 
         Raises:
             Refusal, RequestError: it is too large unpacked, or cannot be.
         """
-        coding = headers[b"content-encoding"].lower()
-        if coding == b"identity":
-            return body
-        found = _unpacked(body, coding, self._limits.bytes)
-        del headers[b"content-encoding"]
-        return found
+        headers = dict(request.headers)
+        coding = headers.pop(b"content-encoding").lower()
+        if coding != b"identity":
+            request.body, request.headers = _unpacked(request.body, coding, self._limits.bytes), headers
 
 
 def _json_size(request: HttpRequest) -> int:

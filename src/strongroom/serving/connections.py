@@ -19,7 +19,7 @@ import orjson
 
 from strongroom.serving.clients import client_of
 from strongroom.serving.exchange import HttpResponse
-from strongroom.serving.http import CLOSE, JOINED, Begun, Connection, Front
+from strongroom.serving.http import CLOSE, JOINED, Begun, Connection, Front, Head
 from strongroom.serving.metrics import Metrics
 from strongroom.serving.settings import Listen, RequestLimits
 from strongroom.web.addresses import ConnectionCount
@@ -129,7 +129,9 @@ class _Protocol(HttpProtocol):
         self._row = 0
         # Messages that began in what came last, and the size of the body that was answered at once.
         self._messages = self._size = 0
-        self._known: tuple[bytes, int] | None = None
+        # The head that was read last, what it means, and the size of its request.
+        self._known: tuple[bytes, Head, int] | None = None
+        self._head: Head | None = None
         self._date: tuple[Any, bytes] = (None, b"")
 
     def connected(self, transport: asyncio.Transport) -> Connection:
@@ -150,10 +152,12 @@ class _Protocol(HttpProtocol):
 
     def data_received(self, data: bytes) -> None:
         # A timer that is stopped and started again with each request costs 2 µs: it looks at the time.
-        timer, self.timeout_keep_alive_task = self.timeout_keep_alive_task, None
-        self._answered, self._row = None, 0
-        if not self._answer_again(data):
-            self._read(data)
+        if self._answer_again(data):
+            if self.timeout_keep_alive_task is None and self._waits_for_next():
+                self._wait_idle(self.timeout_keep_alive)
+            return
+        timer, self.timeout_keep_alive_task, self._answered = self.timeout_keep_alive_task, None, None
+        self._read(data)
         if self._waits_for_next():
             if timer is None:
                 self._wait_idle(self.timeout_keep_alive)
@@ -166,15 +170,15 @@ class _Protocol(HttpProtocol):
                 timer.cancel()
 
     def _read(self, data: bytes) -> None:
-        self._known, self._messages, self._size = None, 0, -1
+        self._known, self._messages, self._size, self._row = None, 0, -1, 0
         super().data_received(data)
         pieces, self._pieces = self._pieces, None
         if pieces is not None:
             self._hand_over(pieces)
         elif self._size >= 0 and self._messages == 1:
             end = data.find(b"\r\n\r\n") + 4
-            if end <= _KEPT and end + self._size == len(data):
-                self._known = data[:end], len(data)
+            if self._head is not None and end <= _KEPT and end + self._size == len(data):
+                self._known = data[:end], self._head, len(data)
 
     def _answer_again(self, data: bytes) -> bool:
         """Answer a request with the head of the one before it, byte for byte.
@@ -182,10 +186,16 @@ class _Protocol(HttpProtocol):
         Clients send the same one all day, and to read it takes 9 µs. The parser is where it was when that
         head came, at the start of a message, and would find what it has found then.
         """
-        if self._known is None or not self.is_idle() or self.flow.write_paused:
+        if self._known is None:
             return False
-        head, size = self._known
-        return len(data) == size and data.startswith(head) and self._answer(data[len(head) :])
+        text, head, size = self._known
+        return (
+            len(data) == size
+            and data.startswith(text)
+            and self.is_idle()
+            and not self.flow.write_paused
+            and self._answer(head, data[len(text) :])
+        )
 
     def _waits_for_next(self) -> bool:
         return self._answered is not None and not self._head_size and self.is_idle()
@@ -249,7 +259,7 @@ class _Protocol(HttpProtocol):
         pieces, self._pieces = self._pieces, None
         if pieces is not None:
             body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-            if self._answer(body):
+            if self._answer(self._read_head(), body):
                 self._size = len(body)
                 self.expect_next()
                 return
@@ -267,14 +277,23 @@ class _Protocol(HttpProtocol):
         for piece in pieces:
             super().on_body(piece)
 
-    def _answer(self, body: bytes) -> bool:
-        """Answer a request that is there whole, if the front does, with the head that was read last."""
+    def _read_head(self) -> Head | None:
         method = _METHODS.get(self.method)
-        if method is None or len(body) > self.max_bytes:
+        self._head = None
+        if method is not None:
+            self._head = self.front.head(self._connection, method, self.url.decode(), self.fields)
+        return self._head
+
+    def _answer(self, head: Head | None, body: bytes) -> bool:
+        """Answer a request that is there whole, if the front does."""
+        if head is None or len(body) > self.max_bytes:
             return False
-        begun = self.front.begin(self._connection, method, self.url.decode(), self.fields.copy(), body)
+        begun = self.front.begin(head, body)
         if begun is None:
             return False
+        if isinstance(begun, HttpResponse):
+            self._write(begun)
+            return True
         try:
             waits_for = begun.work.send(None)
         except StopIteration as end:
@@ -287,7 +306,7 @@ class _Protocol(HttpProtocol):
         cycle = _Cycle(begun, waits_for, self._finish)
         # Not of uvicorn's types, with all that it uses of them: what it asks of the cycle, and the tasks that
         # it cancels when it stops and has waited long enough.
-        self.cycle = cycle  # type: ignore[assignment]
+        self.cycle, self._answered = cycle, None  # type: ignore[assignment]
         self.tasks.add(cycle)  # type: ignore[arg-type]
         self._connection.request, self._connection.task = begun.request, cycle
         self._connection.complete = True
@@ -310,13 +329,13 @@ class _Protocol(HttpProtocol):
 
     def _write(self, response: HttpResponse) -> None:
         body = response.body
-        pieces = (body,) if isinstance(body, bytes) else body
-        size = sum(map(len, pieces))
+        size = len(body) if isinstance(body, bytes) else sum(map(len, body))
         head = b"%b%bcontent-length: %d\r\n\r\n" % (
-            _head(response.status, tuple(response.headers)),
+            _head(response.status, response.headers),
             self._default_headers(),
             size,
         )
+        pieces = (body,) if isinstance(body, bytes) else body
         if size <= JOINED:
             self.transport.write(b"".join((head, *pieces)))
         else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from strongroom.serving.call import Answer, Call
+from strongroom.serving.call import Answer, Call, Elsewhere
 from strongroom.serving.config import ModelConfig
 from strongroom.serving.repository import Load, Repository
 from strongroom.serving.servable import Statistics
@@ -50,6 +50,15 @@ class Engine:
             return lease.servable.infer(call)
         finally:
             lease.release()
+
+    def infer_here(self, call: Call) -> Answer | None:
+        """Answer a call without waiting for anything; None where that cannot be, and nothing has happened."""
+        call.at_once = True
+        try:
+            return self.infer(call)
+        except Elsewhere:
+            call.at_once = False
+            return None
 
     async def infer_async(self, call: Call) -> Answer:
         """As :meth:`infer`, for the event loop, which runs a quick model itself."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any
 
+from strongroom.errors import StrongroomError
 from strongroom.serving.call import Client
-from strongroom.serving.status import RequestError
+from strongroom.serving.status import RequestError, code_of
 
-__all__ = ["HttpApi", "HttpRequest", "HttpResponse"]
+__all__ = ["Answering", "HttpApi", "HttpRequest", "HttpResponse"]
 
 
 @dataclass(slots=True)
@@ -46,15 +48,49 @@ class HttpResponse:
 
     status: int
     body: bytes | Sequence[bytes | memoryview] = b""
-    headers: Sequence[tuple[bytes, bytes]] = ((b"content-type", b"application/json"),)
+    headers: tuple[tuple[bytes, bytes], ...] = ((b"content-type", b"application/json"),)
     model: tuple[str, int] | None = None
 
 
-class HttpApi(Protocol):
+Answering = HttpResponse | Coroutine[Any, Any, HttpResponse]
+"""An answer, or what gives it where something has to be waited for: to go through a coroutine takes 1 µs."""
+
+
+class HttpApi(ABC):
     """One protocol over HTTP."""
 
-    async def handle(self, request: HttpRequest) -> HttpResponse:
-        """Answer; failures too, in the form of the protocol."""
+    @abstractmethod
+    def answer(self, request: HttpRequest) -> Answering:
+        """Answer.
 
+        Raises:
+            StrongroomError: what :meth:`begin` makes a failure of.
+        """
+
+    @abstractmethod
     def failure(self, error: RequestError) -> HttpResponse:
-        """What the protocol says of a failure that came before :meth:`handle`."""
+        """What the protocol says of a failure."""
+
+    def begin(self, request: HttpRequest) -> Answering:
+        """Answer; failures too, in the form of the protocol."""
+        try:
+            found = self.answer(request)
+        except StrongroomError as error:
+            return self._failed(error)
+        return found if isinstance(found, HttpResponse) else self._wait(found)
+
+    async def handle(self, request: HttpRequest) -> HttpResponse:
+        """As :meth:`begin`, for who can wait."""
+        found = self.begin(request)
+        return found if isinstance(found, HttpResponse) else await found
+
+    async def _wait(self, work: Coroutine[Any, Any, HttpResponse]) -> HttpResponse:
+        try:
+            return await work
+        except StrongroomError as error:
+            return self._failed(error)
+
+    def _failed(self, error: StrongroomError) -> HttpResponse:
+        if not isinstance(error, RequestError):
+            error = RequestError(code_of(error), error.message)
+        return self.failure(error)

@@ -12,6 +12,7 @@ import re
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Final, Protocol
 
 import orjson
@@ -20,7 +21,7 @@ from strongroom.serving.access_log import AccessLog
 from strongroom.serving.bodies import Bodies, Receive, Refusal
 from strongroom.serving.call import Client
 from strongroom.serving.clients import Access, with_token
-from strongroom.serving.exchange import HttpApi, HttpRequest, HttpResponse
+from strongroom.serving.exchange import Answering, HttpApi, HttpRequest, HttpResponse
 from strongroom.serving.metrics import CONTENT_TYPE_LATEST, Metrics
 from strongroom.serving.openapi import document
 from strongroom.serving.settings import RequestLimits
@@ -29,10 +30,13 @@ from strongroom.serving.tracing import CURRENT, Trace, Tracing
 from strongroom.web.logs import describe, log
 from strongroom.web.protocol import CONNECTION
 
-__all__ = ["CLOSE", "JOINED", "Begun", "Connection", "Front"]
+__all__ = ["CLOSE", "JOINED", "Begun", "Connection", "Front", "Head"]
 
 _MODEL: Final = re.compile(r"/v[12]/(?:repository/)?models/([^/:]+)")
 _ADMIN: Final = re.compile(r"/v2/repository/models/[^/]*/(?:un)?load/?")
+_SHORT: Final = 256
+"""Letters of a path of which it is kept what it is about."""
+
 _CODES: Final = {int(status): code for code, status in reversed(HTTP_STATUS.items())} | {
     408: Code.DEADLINE_EXCEEDED,
     413: Code.INVALID_ARGUMENT,
@@ -97,6 +101,26 @@ class Begun:
     work: Coroutine[Any, Any, HttpResponse]
 
 
+@dataclass(slots=True)
+class Head:
+    """What the head of a request means, for all requests that come with it.
+
+    Attributes:
+        name, api: of the protocol.
+        what: method and path, for the log.
+        method, path, headers: as of :class:`.exchange.HttpRequest`.
+        client: who asks.
+    """
+
+    name: str
+    api: HttpApi
+    what: str
+    method: str
+    path: str
+    headers: Mapping[bytes, bytes]
+    client: Client
+
+
 class Front:
     """The ASGI application.
 
@@ -158,11 +182,10 @@ class Front:
                 if not late:
                     self._authorise(request)
                 if left:
-                    body = await self._bodies.read(headers, receive, connection.complete)
+                    request.body = await self._bodies.read(headers, receive, connection.complete)
                     left = False
                     if b"content-encoding" in headers:
-                        body = self._bodies.unpack(headers, body)
-                    request.body = body
+                        self._bodies.unpack(request)
                     self._bodies.hold(request)
                     # What the client takes to send it is not what the server takes to answer.
                     began = time.perf_counter()
@@ -182,54 +205,61 @@ class Front:
         finally:
             connection.request = connection.task = None
             self._bodies.release(request)
-            self._note(name, request, response, status, time.perf_counter() - began, trace)
+            what = f"{request.method} {path}"
+            self._note(name, what, request, response, status, began, trace)
 
-    def begin(
-        self,
-        connection: Connection,
-        method: str,
-        path: str,
-        headers: dict[bytes, bytes],
-        body: bytes,
-    ) -> Begun | None:
-        """Answer a request that is there whole; None where it is left to :meth:`__call__`."""
-        found = self._apis.get(path[1:3] if path[3:4] in ("", "/") else "")
-        if found is None or self.draining or self._tracing is not None:
+    def head(
+        self, connection: Connection, method: str, path: str, headers: dict[bytes, bytes]
+    ) -> Head | None:
+        """Of requests that :meth:`begin` answers; None where they are left to :meth:`__call__`."""
+        name, api = self._api(path)
+        if api is None or self._tracing is not None:
             return None
-        client = connection.client
-        if b"authorization" in headers:
-            client = _client(connection, headers)
-        request = HttpRequest(method, path, headers, b"", b"", client)
-        return Begun(request, self._respond(*found, request, headers, body))
+        what = f"{method} {path}"
+        return Head(name, api, what, method, path, headers, _client(connection, headers))
+
+    def begin(self, head: Head, body: bytes) -> HttpResponse | Begun | None:
+        """Answer a request that is there whole; None where it is left to :meth:`__call__`."""
+        if self.draining:
+            return None
+        began, api = time.perf_counter(), head.api
+        request = HttpRequest(head.method, head.path, head.headers, body, b"", head.client)
+        found: Answering
+        try:
+            if b"content-encoding" in head.headers:
+                self._bodies.unpack(request)
+            self._bodies.hold(request)
+            self._authorise(request)
+            found = api.begin(request)
+        except Exception as error:
+            found = self._failure(api, error)
+        if not isinstance(found, HttpResponse):
+            return Begun(request, self._wait(head, request, found, began))
+        self._bodies.release(request)
+        self._note(head.name, head.what, request, found, found.status, began)
+        return found
 
     def _api(self, path: str) -> tuple[str, HttpApi | None]:
         return self._apis.get(path[1:3] if path[3:4] in ("", "/") else "", ("", None))
 
-    async def _respond(
+    async def _wait(
         self,
-        name: str,
-        api: HttpApi,
+        head: Head,
         request: HttpRequest,
-        headers: dict[bytes, bytes],
-        body: bytes | bytearray,
+        work: Coroutine[Any, Any, HttpResponse],
+        began: float,
     ) -> HttpResponse:
-        began, status = time.perf_counter(), 499
-        response: HttpResponse | None = None
+        response, status = None, 499
         try:
             try:
-                if b"content-encoding" in headers:
-                    body = self._bodies.unpack(headers, body)
-                request.body = body
-                self._bodies.hold(request)
-                self._authorise(request)
-                response = await api.handle(request)
+                response = await work
             except Exception as error:
-                response = self._failure(api, error)
+                response = self._failure(head.api, error)
             status = response.status
             return response
         finally:
             self._bodies.release(request)
-            self._note(name, request, response, status, time.perf_counter() - began, None)
+            self._note(head.name, head.what, request, response, status, began)
 
     def _failure(self, api: HttpApi, error: Exception) -> HttpResponse:
         if isinstance(error, Refusal):
@@ -242,12 +272,11 @@ class Front:
         return api.failure(error)
 
     def _authorise(self, request: HttpRequest, *, counts: bool = True) -> None:
-        if request.path.startswith("/v2/repository/") and _ADMIN.fullmatch(request.path):
+        admin, model = _about(request.path)
+        if admin:
             self._access.check_admin(request.client, counts=counts)
-            return
-        match = _MODEL.match(request.path)
-        if match is not None:
-            self._access.check(request.client, match[1], counts=counts)
+        elif model is not None:
+            self._access.check(request.client, model, counts=counts)
 
     async def _send(
         self, send: Send, response: HttpResponse, method: str, unread: Receive | None = None
@@ -282,12 +311,14 @@ class Front:
     def _note(
         self,
         api: str,
+        what: str,
         request: HttpRequest,
         response: HttpResponse | None,
         status: int,
-        seconds: float,
-        trace: Trace | None,
+        began: float,
+        trace: Trace | None = None,
     ) -> None:
+        seconds = time.perf_counter() - began
         model = None if response is None else response.model
         if model is None:
             model = self._asked(request.path)
@@ -297,7 +328,7 @@ class Front:
         client = request.client
         self._log.request(
             api,
-            f"{request.method} {request.path}",
+            what,
             status,
             seconds,
             client.address,
@@ -312,10 +343,8 @@ class Front:
 
     def _asked(self, path: str) -> tuple[str, int] | None:
         """The model of a path, if it is one of this server's: others are what callers made up."""
-        match = _MODEL.match(path)
-        if match is None or not self._access.known(match[1]):
-            return None
-        return match[1], 0
+        _, model = _about(path)
+        return None if model is None or not self._access.known(model) else (model, 0)
 
     def _own(self, method: str, path: str) -> HttpResponse:
         if path not in ("/healthz", "/readyz", "/metrics", "/openapi.json"):
@@ -344,6 +373,17 @@ class Front:
 
 
 _NOT_READY: Final = HttpResponse(503, b"not every model answers\n", _TEXT)
+
+
+def _about(path: str) -> tuple[bool, str | None]:
+    """Whether a path is for administrators, and the model in it."""
+    return _parsed(path) if len(path) <= _SHORT else _parsed.__wrapped__(path)
+
+
+@lru_cache(1024)
+def _parsed(path: str) -> tuple[bool, str | None]:
+    match = _MODEL.match(path)
+    return _ADMIN.fullmatch(path) is not None, None if match is None else match[1]
 
 
 def _client(connection: Connection, headers: Mapping[bytes, bytes]) -> Client:

@@ -13,7 +13,7 @@ import numpy as np
 import orjson
 
 from strongroom.serving.status import Code, RequestError
-from strongroom.serving.tensors import DTYPES, TensorSpec
+from strongroom.serving.tensors import DTYPES, TensorSpec, float32
 
 __all__ = [
     "answer",
@@ -112,7 +112,7 @@ def to_array(spec: TensorSpec, value: Any) -> Array:
     else:
         _check(name, dtype, types, _NUMBERS)
     try:
-        array = _array(flat, kind)
+        array = float32(flat) if dtype == "float32" else _array(flat, kind)
         if dtype == "bfloat16" and np.isinf(array).any():
             _check_range(np.array(flat, np.float64))
     except (OverflowError, FloatingPointError):

@@ -12,13 +12,12 @@ import numpy as np
 import orjson
 from google.protobuf import json_format  # type: ignore[import-untyped]
 
-from strongroom.errors import StrongroomError
 from strongroom.serving.call import Answer, Call, Client
 from strongroom.serving.decoding import Decoding
 from strongroom.serving.engine import Engine
-from strongroom.serving.exchange import HttpRequest, HttpResponse
+from strongroom.serving.exchange import Answering, HttpApi, HttpRequest, HttpResponse
 from strongroom.serving.messages import message
-from strongroom.serving.status import HTTP_STATUS, RequestError, code_of
+from strongroom.serving.status import HTTP_STATUS, RequestError
 from strongroom.serving.tensors import Signature
 from strongroom.serving.tfs.examples import examples_of
 from strongroom.serving.tfs.inference import classifications, prepare, regressions, signature_of
@@ -55,44 +54,43 @@ Where = tuple[str, int | None, str | None]
 """Model, version, label."""
 
 
-class TfsRest:
-    """The endpoints; see :class:`.exchange.HttpApi`."""
+class TfsRest(HttpApi):
+    """The endpoints."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._decoding = Decoding()
 
-    async def handle(self, request: HttpRequest) -> HttpResponse:
+    def answer(self, request: HttpRequest) -> Answering:
         """Answer a request to a path below ``/v1/``."""
-        try:
-            found = _parse_path(request.path) if len(request.path) <= _LONGEST else None
-            if found is not None:
-                where, metadata, method = found
-                if request.method == "POST" and method == "predict":
-                    return await self._predict(where, request)
-                if request.method == "POST" and method:
-                    return await self._examples(where, method, request)
-                if request.method in ("GET", "HEAD") and not method:
-                    return self._metadata(where) if metadata else self._status(where)
-            raise invalid(f"Malformed request: {request.method} {request.path[:200]}")
-        except StrongroomError as error:
-            code = code_of(error)
-            return self.failure(
-                error if isinstance(error, RequestError) else RequestError(code, error.message)
-            )
+        found = _parse_path(request.path) if len(request.path) <= _LONGEST else None
+        if found is not None:
+            where, metadata, method = found
+            if request.method == "POST" and method == "predict":
+                return self._predict(where, request)
+            if request.method == "POST" and method:
+                return self._examples(where, method, request)
+            if request.method in ("GET", "HEAD") and not method:
+                return self._metadata(where) if metadata else self._status(where)
+        raise invalid(f"Malformed request: {request.method} {request.path[:200]}")
 
     def failure(self, error: RequestError) -> HttpResponse:
         """``{"error": "…"}``."""
         return HttpResponse(int(HTTP_STATUS[error.code]), orjson.dumps({"error": error.message}))
 
-    async def _predict(self, where: Where, request: HttpRequest) -> HttpResponse:
-        size = len(request.body)
-        if size < _SHORT:
-            call, in_rows = self._prepared(where, request)
-        else:
-            call, in_rows = await self._decoding.run(size, self._prepared, where, request)
-        said = await self._engine.infer_async(call)
-        return HttpResponse(200, answer(said.outputs, in_rows), model=(said.model, said.version))
+    def _predict(self, where: Where, request: HttpRequest) -> Answering:
+        if len(request.body) >= _SHORT:
+            return self._predict_large(where, request)
+        call, in_rows = self._prepared(where, request)
+        said = self._engine.infer_here(call)
+        return self._predict_later(call, in_rows) if said is None else _predictions(said, in_rows)
+
+    async def _predict_large(self, where: Where, request: HttpRequest) -> HttpResponse:
+        call, in_rows = await self._decoding.run(len(request.body), self._prepared, where, request)
+        return await self._predict_later(call, in_rows)
+
+    async def _predict_later(self, call: Call, in_rows: bool) -> HttpResponse:
+        return _predictions(await self._engine.infer_async(call), in_rows)
 
     def _prepared(self, where: Where, request: HttpRequest) -> tuple[Call, bool]:
         return _prepared(self._engine, where, parse(request.body), request.client)
@@ -127,6 +125,10 @@ class TfsRest:
             "metadata": {"signature_def": _message(signature_map(description))},
         }
         return HttpResponse(200, orjson.dumps(found), model=(description.model, description.version))
+
+
+def _predictions(said: Answer, in_rows: bool) -> HttpResponse:
+    return HttpResponse(200, answer(said.outputs, in_rows), model=(said.model, said.version))
 
 
 async def predict(

@@ -181,14 +181,11 @@ def _inputs(document: dict[str, Any], tail: memoryview | None) -> dict[str, np.n
         shape = one.get("shape")
         if type(shape) is not list:
             raise invalid(f"Input {name} has no shape.")
-        parameters = _parameters(one) if "parameters" in one else {}
-        if "shared_memory_region" in parameters:
-            raise invalid("This server shares no memory with its clients.")
-        if "binary_data_size" not in parameters:
+        size = _binary_size(one) if "parameters" in one else None
+        if size is None:
             inputs[name] = json_tensors.decode(name, dtype, shape, one.get("data"))
             continue
-        size = parameters["binary_data_size"]
-        if tail is None or type(size) is not int or not 0 <= size <= len(tail) - at:
+        if tail is None or not 0 <= size <= len(tail) - at:
             raise invalid(f"Input {name} has a binary_data_size beyond the end of the body.")
         if "data" in one:
             raise invalid(f"Input {name} has both data and binary data.")
@@ -197,6 +194,16 @@ def _inputs(document: dict[str, Any], tail: memoryview | None) -> dict[str, np.n
     if tail is not None and at != len(tail):
         raise invalid(f"The body has {len(tail) - at} bytes of data that are no input's.")
     return inputs
+
+
+def _binary_size(one: dict[str, Any]) -> int | None:
+    parameters = _parameters(one)
+    if "shared_memory_region" in parameters:
+        raise invalid("This server shares no memory with its clients.")
+    if "binary_data_size" not in parameters:
+        return None
+    size = parameters["binary_data_size"]
+    return size if type(size) is int else -1
 
 
 def _outputs(outputs: object, wish: Wish) -> list[str]:
@@ -215,9 +222,13 @@ def _outputs(outputs: object, wish: Wish) -> list[str]:
 
 
 def _list(value: object, what: str) -> list[dict[str, Any]]:
-    if type(value) is not list or set(map(type, value)) - {dict}:
-        raise invalid(f"The request has no list of {what}.")
-    return value
+    if type(value) is list:
+        for one in value:
+            if type(one) is not dict:
+                break
+        else:
+            return value
+    raise invalid(f"The request has no list of {what}.")
 
 
 def _parameters(one: dict[str, Any]) -> dict[str, Any]:

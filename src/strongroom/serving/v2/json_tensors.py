@@ -11,14 +11,12 @@ import numpy as np
 import orjson
 
 from strongroom.serving.status import RequestError
+from strongroom.serving.tensors import float32
 from strongroom.serving.v2.datatypes import DATATYPES, elements, invalid, name_of, reshaped
 
 __all__ = ["decode", "dump", "encode"]
 
 _FLOAT32: Final = DATATYPES["FP32"]
-_float32 = np.errstate(over="raise")(np.array)
-"""As a decorator it takes half the time."""
-
 _BYTES: Final = DATATYPES["BYTES"]
 _BINARY_ONLY: Final = {DATATYPES["FP16"], DATATYPES["BF16"]}
 
@@ -63,7 +61,7 @@ def decode(name: str, dtype: np.dtype[Any], shape: Sequence[int], data: object) 
     if dtype == _BYTES:
         data = [one.encode() for one in data]
     try:
-        array = _float32(data, dtype) if dtype == _FLOAT32 else np.array(data, dtype)
+        array = float32(data) if dtype == _FLOAT32 else np.array(data, dtype)
     except (OverflowError, FloatingPointError):
         raise invalid(
             f"Input {name} has a number that is too large for {name_of(name, dtype)}."

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import Any, Final
 
 import orjson
 
-from strongroom.errors import StrongroomError
-from strongroom.serving.call import Client
+from strongroom.serving.call import Call, Client
 from strongroom.serving.decoding import LARGE, Decoding
 from strongroom.serving.engine import Engine
-from strongroom.serving.exchange import HttpRequest, HttpResponse
-from strongroom.serving.status import HTTP_STATUS, Code, RequestError, code_of
+from strongroom.serving.exchange import Answering, HttpApi, HttpRequest, HttpResponse
+from strongroom.serving.status import HTTP_STATUS, Code, RequestError
 from strongroom.serving.v2 import description, inference
 from strongroom.serving.v2.datatypes import invalid, version_of
 from strongroom.serving.v2.statistics import model_statistics
 
 __all__ = ["V2Rest", "no_control"]
 
-_Endpoint = Callable[[HttpRequest, str, int | None], Awaitable[HttpResponse]]
+_Endpoint = Callable[[HttpRequest, str, int | None], Answering]
 
 _SHORT: Final = 256
 _REMEMBERED: Final = 1024
@@ -30,8 +29,8 @@ _REMEMBERED: Final = 1024
 _JSON: Final = ((b"content-type", b"application/json"),)
 
 
-class V2Rest:
-    """An :class:`.exchange.HttpApi` for paths under ``/v2``.
+class V2Rest(HttpApi):
+    """Paths under ``/v2``.
 
     Args:
         engine: answers.
@@ -71,31 +70,26 @@ class V2Rest:
             "unload": (b"POST", self._unload),
         }
 
-    async def handle(self, request: HttpRequest) -> HttpResponse:
-        """Answer; failures are ``{"error": …}`` with the status of :data:`.status.HTTP_STATUS`."""
-        try:
-            found = self._found.get((request.method, request.path))
-            if found is None:
-                (method, endpoint), model, text = self._find(request.path)
-                # Probes ask with HEAD; what carries answers leaves out their bodies.
-                asked = "GET" if request.method == "HEAD" else request.method
-                if asked != method.decode():
-                    allowed = b"GET, HEAD" if method == b"GET" else method
-                    return _error(405, f"This endpoint answers {method.decode()}.", (b"allow", allowed))
-                found = endpoint, model, version_of(text)
-                if len(request.path) <= _SHORT:
-                    if len(self._found) >= _REMEMBERED:
-                        self._found.clear()
-                    self._found[request.method, request.path] = found
-            endpoint, model, version = found
-            return await endpoint(request, model, version)
-        except RequestError as error:
-            return self.failure(error)
-        except StrongroomError as error:
-            return self.failure(RequestError(code_of(error), error.message))
+    def answer(self, request: HttpRequest) -> Answering:
+        """Answer a request to a path below ``/v2``."""
+        found = self._found.get((request.method, request.path))
+        if found is None:
+            (method, endpoint), model, text = self._find(request.path)
+            # Probes ask with HEAD; what carries answers leaves out their bodies.
+            asked = "GET" if request.method == "HEAD" else request.method
+            if asked != method.decode():
+                allowed = b"GET, HEAD" if method == b"GET" else method
+                return _error(405, f"This endpoint answers {method.decode()}.", (b"allow", allowed))
+            found = endpoint, model, version_of(text)
+            if len(request.path) <= _SHORT:
+                if len(self._found) >= _REMEMBERED:
+                    self._found.clear()
+                self._found[request.method, request.path] = found
+        endpoint, model, version = found
+        return endpoint(request, model, version)
 
     def failure(self, error: RequestError) -> HttpResponse:
-        """What the protocol says of a failure."""
+        """``{"error": …}`` with the status of :data:`.status.HTTP_STATUS`."""
         return _error(HTTP_STATUS[error.code], error.message)
 
     def _find(self, path: str) -> tuple[tuple[bytes, _Endpoint], str, str]:
@@ -114,63 +108,65 @@ class V2Rest:
             raise RequestError(Code.NOT_FOUND, "This protocol has no such endpoint.")
         return found, model, version
 
-    async def _infer(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
+    def _infer(self, request: HttpRequest, model: str, version: int | None) -> Answering:
         if request.headers.get(inference.HEADER_LENGTH) == b"0":
             found = self._engine.describe(model, version)
             call, wish = inference.read_raw(request, found, version)
         elif len(request.body) >= LARGE and inference.HEADER_LENGTH not in request.headers:
-            size = len(request.body)
-            call, wish = await self._decoding.run(size, inference.read, request, model, version)
+            return self._infer_large(request, model, version)
         else:
             call, wish = inference.read(request, model, version)
+        answer = self._engine.infer_here(call)
+        if answer is None:
+            return self._infer_later(call, wish)
+        return inference.write(answer, wish)
+
+    async def _infer_large(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
+        size = len(request.body)
+        call, wish = await self._decoding.run(size, inference.read, request, model, version)
+        return await self._infer_later(call, wish)
+
+    async def _infer_later(self, call: Call, wish: inference.Wish) -> HttpResponse:
         return inference.write(await self._engine.infer_async(call), wish)
 
-    async def _metadata(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
+    def _metadata(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
         return _answer(description.server_metadata())
 
-    async def _live(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
+    def _live(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
         return _answer({"live": True})
 
-    async def _ready(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
+    def _ready(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
         ready = self._engine.ready()
         return _answer({"ready": ready}, 200 if ready else 503)
 
-    async def _model_ready(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
+    def _model_ready(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
         self._engine.describe(model, version)
         return _answer({"name": model, "ready": True})
 
-    async def _model_metadata(
-        self, request: HttpRequest, model: str, version: int | None
-    ) -> HttpResponse:
+    def _model_metadata(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
         return _answer(description.model_metadata(self._engine, model, version))
 
-    async def _model_config(
-        self, request: HttpRequest, model: str, version: int | None
-    ) -> HttpResponse:
+    def _model_config(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
         return _answer(description.model_config(self._engine, model, version))
 
-    async def _model_statistics(
-        self, request: HttpRequest, model: str, version: int | None
-    ) -> HttpResponse:
+    def _model_statistics(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
         return _answer({"model_stats": model_statistics(self._engine, model, version)})
 
-    async def _all_statistics(
-        self, request: HttpRequest, model: str, version: int | None
-    ) -> HttpResponse:
+    def _all_statistics(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
         sees = partial(self._sees, request.client)
         return _answer({"model_stats": model_statistics(self._engine, sees=sees)})
 
-    async def _index(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
+    def _index(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
         ready = _optional_object(request).get("ready", False)
         if type(ready) is not bool:
             raise invalid("The member ready is true or false.")
         return _answer(description.index(self._engine, ready, partial(self._sees, request.client)))
 
-    async def _load(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
-        return await self._controlled(request, self._engine.load, model)
+    def _load(self, request: HttpRequest, model: str, version: int | None) -> Answering:
+        return self._controlled(request, self._engine.load, model)
 
-    async def _unload(self, request: HttpRequest, model: str, version: int | None) -> HttpResponse:
-        return await self._controlled(request, self._engine.unload, model)
+    def _unload(self, request: HttpRequest, model: str, version: int | None) -> Answering:
+        return self._controlled(request, self._engine.unload, model)
 
     async def _controlled(
         self, request: HttpRequest, change: Callable[[str], None], model: str
