@@ -28,7 +28,7 @@ mount --rbind "$1/../share" mnt
 mount --bind "$4" opt/python
 mount -t tmpfs -o mode=0755 tmpfs dev
 mkdir dev/pts dev/shm
-for one in "null 1 3" "zero 1 5" "full 1 7" "random 1 8" "urandom 1 9" "tty 5 0" "ptmx 5 2"; do
+for one in "null 1 3" "zero 1 5" "full 1 7" "random 1 8" "urandom 1 9" "tty 5 0" "ptmx 5 2" "fuse 10 229"; do
   set -- $one
   mknod -m 666 "dev/$1" c "$2" "$3"
 done

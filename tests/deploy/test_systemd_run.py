@@ -175,6 +175,36 @@ def test_only_who_is_allowed_has_keys(serving):
         assert (done.returncode, "may not" in done.stderr) == (4, True), done.stderr
 
 
+MOUNTED = "strongroom-mount@digits"
+FUSE = Path("/dev/fuse").exists() and " fuse" in Path("/proc/filesystems").read_text().replace(
+    "\t", " "
+)
+
+
+@pytest.mark.skipif(not FUSE, reason="there is no FUSE here")
+def test_models_are_mounted_for_one_user(serving):
+    as_user = ("setpriv", "--reuid=strongroom-serve", "--regid=strongroom-models", "--clear-groups")
+    shown = "/run/strongroom-mount/digits/model.onnx"
+    serving.start(MOUNTED)
+    serving.run(*as_user, "cmp", shown, "/mnt/model.onnx")
+    assert serving.run("cat", shown, check=False).returncode == 1  # not even root
+    process = serving.property(MOUNTED, "MainPID")
+    status = serving.run("cat", f"/proc/{process}/status").stdout
+    said = dict(line.split(":\t", 1) for line in status.splitlines() if ":\t" in line)
+    assert (said["NoNewPrivs"], said["Seccomp"]) == ("1", "2")
+    assert int(said["CapEff"], 16) == int(said["CapBnd"], 16) == 1 << 21
+    assert said["Uid"].split()[0] != "0"
+    serving.run("systemctl", "kill", "--signal=KILL", MOUNTED)
+    end = time.monotonic() + TIMEOUT
+    while serving.run(*as_user, "cmp", shown, "/mnt/model.onnx", check=False).returncode:
+        assert time.monotonic() < end, serving.log(MOUNTED)
+        time.sleep(0.1)
+    assert serving.property(MOUNTED, "NRestarts") == "1"
+    serving.run("systemctl", "stop", MOUNTED)
+    assert serving.run("ls", "/run/strongroom-mount/digits").stdout == ""
+    assert serving.property(MOUNTED, "Result") == "success"
+
+
 def test_services_are_confined(serving):
     for service in SERVICES:
         assert serving.property(service, "LimitCORE") == "0"
