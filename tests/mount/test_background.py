@@ -2,10 +2,13 @@
 
 import contextlib
 import os
+import pty
+import select
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -86,6 +89,34 @@ def test_it_returns_when_the_files_are_there(place, how):
     gone([daemon])
     assert mounts_below(place) == []
     assert (place / "log").read_text().endswith(f"INFO {place}/at: 2 files, 600.0 kB\n")
+
+
+_LOGIN = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+
+
+def test_it_asks_for_a_passphrase(place):
+    """On the terminal of its caller, which it then leaves."""
+    strongroom.seal(place / "plain", place / "p.sealed", key=strongroom.Passphrase("pass words"))
+    master, slave = pty.openpty()
+    command = [PROGRAM, "mount", place / "p.sealed", place / "at", "--passphrase", "--background"]
+    process = subprocess.Popen(
+        [sys.executable, "-c", _LOGIN, *map(str, command), "--log-file", place / "log"],
+        **dict.fromkeys(("stdin", "stdout", "stderr"), slave),
+        start_new_session=True,
+        env=environment(),
+    )
+    os.close(slave)
+    screen = b""
+    while not screen.endswith(b"Passphrase: "):
+        assert select.select([master], [], [], SECONDS)[0], screen
+        screen += os.read(master, 4096)
+    os.write(master, b"pass words\n")
+    assert process.wait(SECONDS) == 0
+    os.close(master)  # hangs up
+    assert (place / "at" / "a.bin").read_bytes() == DATA["a.bin"]
+    (daemon,) = daemons(place)
+    daemon.terminate()
+    gone([daemon])
 
 
 def test_one_file_is_no_files(place):

@@ -54,9 +54,9 @@ def _numbers(path: str, unit: int = 1) -> dict[str, int]:
     found = {}
     with suppress(OSError), open(path, encoding="ascii", errors="replace") as file:
         for line in file:
-            name, *rest = line.replace(":", " ").split()
-            if rest and rest[0].isdecimal():
-                found[name] = int(rest[0]) * unit
+            fields = line.replace(":", " ").split()
+            if len(fields) > 1 and fields[1].isdecimal():
+                found[fields[0]] = int(fields[1]) * unit
     return found
 
 
