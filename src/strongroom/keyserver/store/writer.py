@@ -18,7 +18,7 @@ _BATCH: Final = 128
 """Writes in one transaction: some 10 ms of work, so that nobody waits long for those before him."""
 
 _GATHER_SECONDS: Final = 0.024
-"""A transaction costs 0.6 ms of a core whatever is in it (PostgreSQL: 1.4 ms), and a release 0.1 ms more."""
+"""A transaction costs 0.6 ms of a core whatever is in it (PostgreSQL: 1.1 ms), and a release 0.1 ms more."""
 
 _STUCK_SECONDS: Final = 0.25
 """A write that has been coming for so long waits for something else than a core, and not for others."""
