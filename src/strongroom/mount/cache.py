@@ -14,7 +14,7 @@ from strongroom.mount.tree import Node
 __all__ = ["CACHE_BYTES", "Block", "BlockCache"]
 
 CACHE_BYTES: Final = 64 << 20
-"""What a reader of one file has under way is 4 MiB; this is for some readers at once."""
+"""What a reader of one file has under way is 8 MiB; this is for some readers at once."""
 
 _UNIT: Final = 64 << 10
 """Buffers are multiples of this: small files would take a mapping each, of which a process has 65,530."""

@@ -25,8 +25,12 @@ __all__ = ["Mount", "available", "mounted"]
 
 _DEVICE: Final = "/dev/fuse"
 _KIND: Final = "fuse.strongroom"
-_READAHEAD: Final = 4 << 20
-"""Bytes that the kernel reads ahead: some requests at once for the threads. By itself it is 128 KiB."""
+_READAHEAD: Final = 8 << 20
+"""Bytes that the kernel reads ahead; by itself it is 128 KiB.
+
+Who maps a file and copies it by two threads, as PyTorch does, faults at two places in turn, and what is read around
+them overlaps: ``load_file`` of 1 GiB takes 0.5 s of the mount's CPU with 8 MiB, 0.7 s with 4, and no less with more.
+"""
 
 _INSTEAD: Final = (
     "Where FUSE is not allowed, strongroom run --backend tmpfs shows models in memory without it."

@@ -37,8 +37,8 @@ __all__ = [
 BUFFER: Final = 8192
 """The least that a request must be read into; none that a read-only file system gets is longer."""
 
-MAX_READ: Final = 1 << 20
-"""Bytes that are asked for at once: as many pages as the kernel puts into one request (256)."""
+MAX_READ: Final = 2 << 20
+"""Bytes to be asked for at once. The kernel gives half of that, unless ``fs.fuse.max_pages_limit`` is raised to 512."""
 
 KEEP_CACHE: Final = 1 << 1
 DIRECT_IO: Final = 1 << 0
@@ -53,6 +53,8 @@ _PARALLEL_DIROPS: Final = 1 << 18
 _MAX_PAGES: Final = 1 << 22
 _WANTED: Final = _ASYNC_READ | _PARALLEL_DIROPS | _MAX_PAGES
 _PAGES: Final = MAX_READ // 4096
+_BLOCK: Final = 1 << 20
+"""Bytes that ``stat`` says to read at once; Python's ``open`` makes a buffer of that size."""
 _SMALLEST_WRITE: Final = 4096
 _BACKGROUND: Final = 256
 """Requests of read-ahead under way; the kernel's own limit, 12, is for one slow file to use up."""
@@ -130,7 +132,7 @@ class Attributes:
         blocks = -(-self.size // 512)
         times = (self.time, self.time, self.time, 0, 0, 0)
         owner = (self.mode, self.links, self.uid, self.gid)
-        return _ATTR.pack(self.number, self.size, blocks, *times, *owner, 0, MAX_READ, 0)
+        return _ATTR.pack(self.number, self.size, blocks, *times, *owner, 0, _BLOCK, 0)
 
 
 def parse_request(raw: memoryview) -> Request:
