@@ -35,6 +35,9 @@ WriteAt = Callable[[int, memoryview], None]
 
 
 _PIECE: Final = 1 << 20
+_WRITERS: Final = 2
+# A file in memory takes one write at a time, and writing takes longer than decrypting: more threads spin for
+# their turn (200 MB on two cores: 76 ms, 89 with four; with an empty page cache 0.16 s and 0.23 s).
 
 
 class Content(Protocol):
@@ -230,8 +233,9 @@ class SealedContent:
                 done = self._decrypt_group(number, members, buffer, offset, self.size)
                 write_at(offset, buffer[:done])
 
+        threads = self._source.threads or min(default_threads(), _WRITERS)
         with self._guard():
-            for_each(-(-self._layout.count // self._group), work, self._source.threads)
+            for_each(-(-self._layout.count // self._group), work, threads)
 
     def check(self, progress: Progress | None = None) -> None:
         self.copy_to(lambda plaintext: None, progress)

@@ -4,6 +4,7 @@ import errno
 import os
 import subprocess
 import sys
+import threading
 
 import pytest
 
@@ -41,6 +42,25 @@ def test_a_file(file_model):
             assert file.read() == expected
         assert os.readlink(place).startswith("/memfd:model.gguf")
     assert not os.path.exists(place)
+
+
+@pytest.mark.parametrize(("configured", "most"), [("8", 2), ("1", 1)])
+def test_threads_that_write_do_not_wait_in_a_line(tmp_path, monkeypatch, configured, most):
+    """A file in memory takes one write at a time."""
+    monkeypatch.setenv("STRONGROOM_THREADS", configured)
+    expected = os.urandom(16 << 20)
+    (tmp_path / "m").write_bytes(expected)
+    strongroom.seal(tmp_path / "m", tmp_path / "m.sealed", key=KEY)
+    found, threads = bytearray(len(expected)), set()
+
+    def write_at(offset, piece):
+        threads.add(threading.get_ident())
+        found[offset : offset + len(piece)] = piece
+
+    with strongroom.open(tmp_path / "m.sealed", key=KEY) as model:
+        model.content().copy_at(write_at)
+    assert found == expected
+    assert 1 <= len(threads) <= most
 
 
 def test_nobody_can_change_it(file_model):
