@@ -9,6 +9,7 @@ import pytest
 from stores import OWNER, Clock, Store, add_key, grant, kek, policy, release, sql, write
 
 from strongroom.errors import StorageError, Unavailable
+from strongroom.keyserver.store import database as database_module
 from strongroom.keyserver.store import releases
 from strongroom.keyserver.store.database import Database
 from strongroom.keyserver.store.direct import Direct, Unexpected
@@ -182,7 +183,8 @@ def test_the_connection_is_kept(ready, ways, caplog):
     assert caplog.text == ""
 
 
-def test_connections_that_broke_are_found_after_a_failure(url, postgres):
+def test_connections_that_broke_are_found_after_a_failure(url, monkeypatch):
+    monkeypatch.setattr(database_module, "_TRUSTED_SECONDS", 3600.0)
     kill = (
         "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
         " WHERE datname = current_database() AND pid <> pg_backend_pid()"
