@@ -56,6 +56,13 @@ def mounts_below(directory):
     return [one for one in places if f"{one}/".startswith(f"{directory}/")]
 
 
+def mount_options(directory, listed=None):
+    """Of what is mounted at a directory, by a list such as the kernel's."""
+    lines = (Path("/proc/self/mountinfo").read_text() if listed is None else listed).splitlines()
+    (found,) = [one for line in lines if (one := line.split(" "))[4] == str(directory)]
+    return set(found[5].split(","))
+
+
 @dataclass
 class Mounting:
     """A running ``strongroom mount``."""

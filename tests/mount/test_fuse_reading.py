@@ -11,7 +11,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from mounts import KEY, needs_fuse, strongroom_mount, write_key_file
+from mounts import KEY, mount_options, needs_fuse, strongroom_mount, write_key_file
 
 import strongroom
 
@@ -205,9 +205,12 @@ def test_programs_are_run_with_the_users_word_alone(models, tmp_path):
         with (at / "library.so").open("rb") as file:
             mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ | mmap.PROT_EXEC).close()
 
-    with strongroom_mount(sealed, at=at, key=models / "key.txt"), pytest.raises(PermissionError):
-        map_to_run()
+    with strongroom_mount(sealed, at=at, key=models / "key.txt"):
+        assert mount_options(at) >= {"ro", "nosuid", "nodev", "noexec"}
+        with pytest.raises(PermissionError):
+            map_to_run()
     with strongroom_mount(sealed, at=at, key=models / "key.txt", options=["--allow-native-code"]):
+        assert mount_options(at) >= {"ro", "nosuid", "nodev"}
         map_to_run()
         assert (
             subprocess.run(["sh", at / "library.so"], capture_output=True, check=True).stdout

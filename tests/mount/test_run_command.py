@@ -13,7 +13,7 @@ import threading
 from pathlib import Path
 
 import pytest
-from mounts import PROGRAM
+from mounts import PROGRAM, mount_options
 from running import (
     BACKENDS,
     NO_NAMESPACES,
@@ -97,6 +97,18 @@ def test_the_command_sees_its_models_and_nobody_else_does(run, backend):
     running.say()
     assert running.end()[0] == 0
     assert not directory.exists()
+
+
+@needs_namespaces
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_how_the_models_are_mounted(run, backend):
+    options = {"ro", "nosuid", "nodev", "noexec"}
+    for more, expected in (((), options), (("--allow-native-code",), options - {"noexec"})):
+        running = run("--backend", backend, *more, *shell("echo {models}; cat /proc/self/mountinfo"))
+        code, out, _ = running.end()
+        directory, _, listed = out.partition("\n")
+        assert code == 0
+        assert mount_options(directory, listed) & options == expected
 
 
 @pytest.mark.parametrize(
