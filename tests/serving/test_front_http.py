@@ -351,7 +351,7 @@ def test_a_request_that_outlasts_the_end(start, tmp_path, batching):
 
     def ask():
         try:
-            server.ask("POST", PATH, PREDICT)
+            found.append(server.ask("POST", PATH, PREDICT)[0])
         except (OSError, http.client.HTTPException) as error:
             found.append(type(error))
 
@@ -361,7 +361,8 @@ def test_a_request_that_outlasts_the_end(start, tmp_path, batching):
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     thread.join(60)
-    assert found == [http.client.RemoteDisconnected]
+    # The latter where its body came in a piece of its own, and uvicorn answers.
+    assert found in ([http.client.RemoteDisconnected], [500])
     assert [one["model"] for one in left(server)] == ["m"]
     assert not server.lines("fault")
 

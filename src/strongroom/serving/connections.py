@@ -21,6 +21,7 @@ from strongroom.serving.clients import client_of
 from strongroom.serving.exchange import HttpResponse
 from strongroom.serving.http import CLOSE, JOINED, Begun, Connection, Front, Head
 from strongroom.serving.metrics import Metrics
+from strongroom.serving.outbox import Outbox
 from strongroom.serving.settings import Listen, RequestLimits
 from strongroom.web.addresses import ConnectionCount
 from strongroom.web.protocol import DirectCycle, HttpProtocol
@@ -35,6 +36,9 @@ _IN_A_ROW: Final = 16
 
 _KEPT: Final = 4 << 10
 """Bytes of a head that a connection remembers."""
+
+_SHORT: Final = 16 << 10
+"""Bytes of a request that takes so little time that answers to others may wait for it."""
 
 _METHODS: Final = {b"GET": "GET", b"POST": "POST"}
 
@@ -56,6 +60,7 @@ def protocol_class(
         "max_bytes": limits.bytes,
         "front": front,
         "metrics": metrics,
+        "outbox": Outbox(),
     }
     return type("Protocol", (_Protocol,), members)
 
@@ -119,6 +124,7 @@ class _Protocol(HttpProtocol):
     versions = ("1.0", "1.1")
     front: Front
     metrics: Metrics
+    outbox: Outbox
     max_bytes: int
 
     def __init__(self, *args: Any, **more: Any) -> None:
@@ -150,6 +156,14 @@ class _Protocol(HttpProtocol):
         if self._connection is not None:
             self._connection.gone()
 
+    def eof_received(self) -> None:
+        self.outbox.flush()
+        super().eof_received()
+
+    def shutdown(self) -> None:
+        self.outbox.flush()
+        super().shutdown()
+
     def data_received(self, data: bytes) -> None:
         # A timer that is stopped and started again with each request costs 2 µs: it looks at the time.
         if self._answer_again(data):
@@ -170,6 +184,7 @@ class _Protocol(HttpProtocol):
                 timer.cancel()
 
     def _read(self, data: bytes) -> None:
+        self.outbox.flush()
         self._known, self._messages, self._size, self._row = None, 0, -1, 0
         super().data_received(data)
         pieces, self._pieces = self._pieces, None
@@ -189,12 +204,14 @@ class _Protocol(HttpProtocol):
         if self._known is None:
             return False
         text, head, size = self._known
+        if size > _SHORT:
+            self.outbox.flush()
         return (
             len(data) == size
             and data.startswith(text)
             and self.is_idle()
             and not self.flow.write_paused
-            and self._answer(head, data[len(text) :])
+            and self._answer(head, data[len(text) :], together=self.outbox.follows())
         )
 
     def _waits_for_next(self) -> bool:
@@ -208,6 +225,7 @@ class _Protocol(HttpProtocol):
         if self._is_waiting():
             self.timeout_keep_alive_task = None  # the answer starts it again
             return
+        self.outbox.flush()
         if self._answered is not None:
             left = self._answered + self.timeout_keep_alive - self.loop.time()
             if left > 0:
@@ -284,20 +302,20 @@ class _Protocol(HttpProtocol):
             self._head = self.front.head(self._connection, method, self.url.decode(), self.fields)
         return self._head
 
-    def _answer(self, head: Head | None, body: bytes) -> bool:
-        """Answer a request that is there whole, if the front does."""
+    def _answer(self, head: Head | None, body: bytes, together: bool = False) -> bool:
+        """Answer a request that is there whole, if the front does; together with others, where it may be."""
         if head is None or len(body) > self.max_bytes:
             return False
         begun = self.front.begin(head, body)
         if begun is None:
             return False
         if isinstance(begun, HttpResponse):
-            self._write(begun)
+            self._write(begun, together)
             return True
         try:
             waits_for = begun.work.send(None)
         except StopIteration as end:
-            self._write(end.value)
+            self._write(end.value, together)
         else:
             self._wait(begun, waits_for)
         return True
@@ -321,13 +339,13 @@ class _Protocol(HttpProtocol):
         ends = self.front.draining or not cycle.keep_alive
         if ends:
             response = replace(response, headers=(*response.headers, CLOSE))
-        self._write(response)
+        self._write(response, together=not ends and self.outbox.follows())
         if ends:
             self.transport.close()
         elif self.pipeline or self._head_size or self.timeout_keep_alive_task is None:
             self.on_response_complete()
 
-    def _write(self, response: HttpResponse) -> None:
+    def _write(self, response: HttpResponse, together: bool = False) -> None:
         body = response.body
         size = len(body) if isinstance(body, bytes) else sum(map(len, body))
         head = b"%b%bcontent-length: %d\r\n\r\n" % (
@@ -336,12 +354,13 @@ class _Protocol(HttpProtocol):
             size,
         )
         pieces = (body,) if isinstance(body, bytes) else body
-        if size <= JOINED:
-            self.transport.write(b"".join((head, *pieces)))
+        if size <= JOINED and together:
+            self.outbox.write(self.loop, self.transport, b"".join((head, *pieces)))
         else:
-            self.transport.write(head)
-            for piece in pieces:
+            self.outbox.flush()
+            for piece in (b"".join((head, *pieces)),) if size <= JOINED else (head, *pieces):
                 self.transport.write(piece)
+            self.outbox.wrote()
         self._answered = self.loop.time()
 
     def _default_headers(self) -> bytes:
