@@ -8,6 +8,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -150,3 +151,28 @@ def test_what_is_asked_for_wrongly(cli, here):
         found = cli("serve", *arguments)
         assert found.code == 2, found
         assert says in found.error()
+
+
+HIDE = """
+import sys
+from importlib.machinery import PathFinder
+hidden, *sys.argv[1:] = sys.argv[1:]
+class Without(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] == hidden else PathFinder.find_spec(name, path, target)
+sys.meta_path[:] = [Without if one is PathFinder else one for one in sys.meta_path]
+for name in [one for one in sys.modules if one.partition(".")[0] == hidden]:
+    del sys.modules[name]
+from strongroom.cli import main
+main()
+"""
+
+
+@pytest.mark.parametrize("package", ["google", "grpc", "uvicorn"])
+def test_without_the_extra_it_says_what_to_install(here, package):
+    command = [sys.executable, "-c", HIDE, package, "serve", "m=m.sealed"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert "A model server needs packages that are not installed." in done.stderr
+    assert 'pip install "strongroom[serve]"' in done.stderr

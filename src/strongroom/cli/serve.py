@@ -26,9 +26,10 @@ strongroom serve resnet50=/models/resnet50 --tls-cert server.pem --tls-key serve
 strongroom serve --config models.yaml --host 0.0.0.0 --rest-port 8501 --grpc-port 8500
 strongroom serve --model-config-file models.config --ssl-config-file ssl.cfg --batch 32:2
 """
+# A package of another can only be looked for where that is.
 _PACKAGES: Final = (
-    *("google.protobuf", "grpc", "grpc_health", "grpc_reflection", "httptools", "ml_dtypes", "numpy"),
-    *("orjson", "prometheus_client", "structlog", "uvicorn", "uvloop", "yaml"),
+    *("google", "google.protobuf", "grpc", "grpc_health", "grpc_reflection", "httptools", "ml_dtypes"),
+    *("numpy", "orjson", "prometheus_client", "structlog", "uvicorn", "uvloop", "yaml"),
 )
 _BATCH: Final = re.compile(r"(\d{1,6})(?::(\d{1,5}(?:\.\d{1,6})?))?")
 
