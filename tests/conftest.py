@@ -17,10 +17,13 @@ from strongroom.crypto.apart import load_apart
 with suppress(OSError):
     load_apart("libtss2-esys.so.0")
 
-# In the background of a shell that is no terminal's, SIGINT is ignored, and so it would be by all that is
-# started here.
+# In the background of a shell that is no terminal's, SIGINT and SIGQUIT are ignored, under nohup SIGHUP, and so
+# they would be by all that is started here. A signal with a handler is not.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+for one in (signal.SIGQUIT, signal.SIGHUP):
+    if signal.getsignal(one) is signal.SIG_IGN:
+        signal.signal(one, lambda number, frame: None)
 
 # How long an example takes says how busy the machine is, and nothing of what is tested. The examples are
 # the same each time: what passes here passes everywhere. ``make fuzz`` looks for others.
