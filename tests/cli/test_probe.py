@@ -1,42 +1,23 @@
 """``strongroom plumbing probe``: how a supervisor learns whether a server is well."""
 
-import http.server
 import ssl
-import threading
+from contextlib import ExitStack
 
 import pytest
 
+from answering import answering
 from strongroom.cli.process import run
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response({"/readyz": 200, "/healthz": 200}.get(self.path, 503))
-        self.end_headers()
-
-    def log_message(self, *arguments):
-        pass
 
 
 @pytest.fixture
 def serve():
     """Starts a server, with TLS where a context is given; its port."""
-    started = []
+    with ExitStack() as servers:
 
-    def start(context=None):
-        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        if context is not None:
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        started.append((server, thread))
-        return server.server_address[1]
+        def start(context=None):
+            return servers.enter_context(answering({"/readyz": 200, "/healthz": 200}, context))
 
-    yield start
-    for server, thread in started:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        yield start
 
 
 def probe(*arguments):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import http.server
 import socket
 import ssl
 import subprocess
 import sys
 import threading
+from contextlib import ExitStack
 
 import pytest
 from manifests import DEPLOY
 
+from answering import answering
 from strongroom.cli.process import run
 from strongroom.providers.unix_socket import frame
 
@@ -26,39 +27,24 @@ def probe(url, *more):
     return done.returncode
 
 
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_GET(self):
-        self.send_response({"/healthz": 200, "/redirected": 302}.get(self.path, 503))
-        self.end_headers()
-
-    def log_message(self, *arguments):
-        pass
-
-
 @pytest.fixture
 def served(tmp_path):
     """The port of a server, with TLS if asked."""
-    servers = []
+    with ExitStack() as servers:
 
-    def start(tls=False):
-        server = http.server.HTTPServer(("127.0.0.1", 0), Handler)
-        if tls:
-            assert run(["pki", "init", str(tmp_path / "pki")]) == 0
-            assert run(["pki", "server", str(tmp_path / "pki"), "elsewhere.example"]) == 0
-            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-            context.minimum_version = ssl.TLSVersion.TLSv1_3
-            context.load_cert_chain(tmp_path / "pki" / "server.pem", tmp_path / "pki" / "server.key")
-            server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        servers.append((server, thread))
-        return server.server_address[1]
+        def start(tls=False):
+            context = None
+            if tls:
+                assert run(["pki", "init", str(tmp_path / "pki")]) == 0
+                assert run(["pki", "server", str(tmp_path / "pki"), "elsewhere.example"]) == 0
+                context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+                context.minimum_version = ssl.TLSVersion.TLSv1_3
+                context.load_cert_chain(
+                    tmp_path / "pki" / "server.pem", tmp_path / "pki" / "server.key"
+                )
+            return servers.enter_context(answering({"/healthz": 200, "/redirected": 302}, context))
 
-    yield start
-    for server, thread in servers:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+        yield start
 
 
 def test_http(served):

@@ -148,6 +148,20 @@ class Run:
         self.process.wait()
 
 
+@contextlib.contextmanager
+def runs():
+    """Starts runs as :class:`Run` does, with :func:`environment`; they have ended after the block."""
+    with contextlib.ExitStack() as started:
+
+        def start(*arguments, **options):
+            options.setdefault("env", environment())
+            one = Run(*arguments, **options)
+            started.callback(one.close)
+            return one
+
+        yield start
+
+
 def _privacy():
     """What this machine allows, found by another process."""
     code = "import sys; from strongroom.mount.private import possible; sys.exit(possible(sys.argv[1]))"

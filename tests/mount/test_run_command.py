@@ -18,13 +18,13 @@ from running import (
     BACKENDS,
     NO_NAMESPACES,
     TIMEOUT,
-    Run,
     environment,
     flipped,
     make_models,
     needs_fuse,
     needs_namespaces,
     own_memory,
+    runs,
     wait_for,
     weaker,
 )
@@ -41,16 +41,8 @@ def place(tmp_path_factory):
 def run(place, monkeypatch):
     """``run("--model", …, "--", command)`` with the key of the models."""
     monkeypatch.chdir(place)
-    started = []
-
-    def start(*arguments, key=("-k", "key.txt"), **options):
-        options.setdefault("env", environment())
-        started.append(Run(*key, *arguments, **options))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.close()
+    with runs() as start:
+        yield lambda *arguments, key=("-k", "key.txt"), **options: start(*key, *arguments, **options)
 
 
 def shell(script):

@@ -15,6 +15,7 @@ from running import (
     needs_fuse,
     needs_namespaces,
     own_memory,
+    runs,
     wait_for,
     weaker,
 )
@@ -61,18 +62,15 @@ def place(tmp_path_factory):
 @pytest.fixture
 def start(place, monkeypatch):
     monkeypatch.chdir(place)
-    started = []
+    with runs() as start:
 
-    def call(backend, kinds, then="stay", own=((), Path("/"))):
-        options = ("-k", "key.txt", "--model", "m.sealed", "--backend", backend)
-        command = ("--", sys.executable, "-c", DAEMON, "{models}", then)
-        before = [*own[0], *(weaker(kinds) if kinds else ())]
-        started.append(Run(*options, *command, before=before, root=own[1], env=environment()))
-        return started[-1]
+        def call(backend, kinds, then="stay", own=((), Path("/"))):
+            options = ("-k", "key.txt", "--model", "m.sealed", "--backend", backend)
+            command = ("--", sys.executable, "-c", DAEMON, "{models}", then)
+            before = [*own[0], *(weaker(kinds) if kinds else ())]
+            return start(*options, *command, before=before, root=own[1])
 
-    yield call
-    for one in started:
-        one.close()
+        yield call
 
 
 def running(start, backend, kinds, **options):

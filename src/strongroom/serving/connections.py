@@ -324,7 +324,7 @@ class _Protocol(HttpProtocol):
         cycle = _Cycle(begun, waits_for, self._finish)
         # Not of uvicorn's types, with all that it uses of them: what it asks of the cycle, and the tasks that
         # it cancels when it stops and has waited long enough.
-        self.cycle, self._answered = cycle, None  # type: ignore[assignment]
+        self.cycle, self._answered = cycle, None  # type: ignore[assignment]  # as said above
         self.tasks.add(cycle)  # type: ignore[arg-type]
         self._connection.request, self._connection.task = begun.request, cycle
         self._connection.complete = True
