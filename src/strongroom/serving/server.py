@@ -65,9 +65,10 @@ class _Health:
         more: dict[str, str] = {}
         if status.code:
             more = {"code": Code(status.code).name, "message": status.message, **status.why}
-        say("model", model=model, version=status.version, state=status.state.name, **more)
         self._metrics.told(model, status)
         self.refresh()
+        # Last: who has read it finds the numbers and the health so.
+        say("model", model=model, version=status.version, state=status.state.name, **more)
 
     def refresh(self) -> None:
         engine, server = self.engine, self.grpc
@@ -296,8 +297,10 @@ def serve(
     if management:
         other = Front({}, engine.ready, limits, access, metrics, access_log)
         managing = config(other), other, management
-    engine.start()
+    # From its start on the engine tells of one change after the other: said beside those, an older
+    # state could be the last one.
     health.refresh()
+    engine.start()
     try:
         _Server(config(front), settings, front, grpc, certificates, access_log, sockets, managing).run()
     finally:
