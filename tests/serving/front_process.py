@@ -18,7 +18,10 @@ DOUBLED = {"predictions": [[2.0 * one for one in X[0]]]}
 
 
 def child(text: str) -> None:
-    """What the child does: ``text`` is JSON of settings; a model's file says how many seconds it runs."""
+    """What the child does: ``text`` is JSON of settings; a model's file says how many seconds it runs.
+
+    When one runs that takes time, there is a file ``….runs`` beside it.
+    """
     from strongroom.serving.config import Batching, Cache, ClientRule, Limits, ModelConfig
     from strongroom.serving.run import run
     from strongroom.serving.servable import Servable
@@ -30,20 +33,22 @@ def child(text: str) -> None:
     class Doubling:
         platform = "test"
 
-        def __init__(self, wait):
+        def __init__(self, place):
             x, y = (TensorSpec(name, "float32", (-1, 16)) for name in "xy")
             self.signatures = {"serving_default": Signature({"x": x}, {"y": y}, batched=True)}
-            self.wait = wait
+            self.wait, self.runs = float(place.read_text()), place.with_suffix(".runs")
 
         def run(self, signature, inputs, outputs):
-            time.sleep(self.wait)
+            if self.wait:
+                self.runs.touch()
+                time.sleep(self.wait)
             return {"y": inputs["x"] * 2}
 
         def close(self):
             pass
 
     def load(config, version, location):
-        return Servable(config, version, Doubling(float(Path(location).read_text())))
+        return Servable(config, version, Doubling(Path(location)))
 
     def rules(ones):
         return tuple(ClientRule(**one) for one in ones)

@@ -229,7 +229,7 @@ def test_everything_at_once(serve, place, batching):
     assert not wrong
     until(lambda: sum(not one.closed for one in made) == 1)
     assert ask(engine).version == 9
-    engine.close(5)
+    engine.close(60)
     assert all(one.closed == 1 for one in made)
 
 
@@ -265,7 +265,7 @@ def test_a_close_while_a_model_is_loaded(serve, place):
     engine, made = serve(slow)
     until(lambda: engine.status("m"))
     threading.Timer(0.1, go.set).start()
-    engine.close(5)
+    engine.close(60)
     assert [one.closed for one in made] == [1]
 
 
@@ -430,8 +430,9 @@ def test_a_slow_run_does_not_hold_up_the_loop_again(serve, place):
         while not await run(X):
             assert time.monotonic() < end
         assert not await run(np.ones((50, 4), np.float32))  # larger than what was quick
-        while not await run(-X):
-            assert time.monotonic() < end
+        while not await run(-X):  # one that a busy machine held up is slow, too, and pays for it
+            while not await run(X):
+                assert time.monotonic() < end
         assert not await run(X)
         assert not await run(-X)
 
