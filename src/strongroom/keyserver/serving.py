@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import gc
-import signal
 import socket
 import sys
-import time
 from collections.abc import Sequence
-from contextlib import closing, contextmanager
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Final
+from contextlib import closing
+from typing import Final
 
 import uvicorn
 
@@ -36,9 +33,7 @@ from strongroom.keyserver.trust import key_set_specs, roots_of
 from strongroom.keyserver.verification import VerificationPool
 from strongroom.web.logs import describe, log
 from strongroom.web.notify import notify
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from strongroom.web.server import DrainingServer
 
 __all__ = ["serve"]
 
@@ -49,7 +44,7 @@ _LOOK_EVERY: Final = 50
 """Ticks of a tenth of a second between two looks at the files of the certificate."""
 
 
-class _Server(uvicorn.Server):
+class _Server(DrainingServer):
     """uvicorn's server, which drains before it stops and reads renewed certificates."""
 
     def __init__(
@@ -61,37 +56,21 @@ class _Server(uvicorn.Server):
         sockets: Sequence[socket.socket],
         door: Door | None,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, drain=here.config.listen.drain_seconds, look_every=_LOOK_EVERY)
         self._here = here
         self._pool = pool
         self._certificates = certificates
         self._sockets = sockets
         self._door = door
-        self._drain_until: float | None = None
-        self._reload = False
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await self._pool.start()
-        loop = asyncio.get_running_loop()
-
-        def protocol() -> Any:
-            # uvicorn types it as any asyncio.Protocol.
-            return self.config.http_protocol_class(  # type: ignore[call-arg]
-                config=self.config,
-                server_state=self.server_state,
-                app_state={},
-                _loop=loop,
-            )
-
-        self.servers = [
-            await loop.create_server(
-                protocol,
-                sock=one,
-                ssl=self._certificates.context,
-                ssl_handshake_timeout=_HANDSHAKE_SECONDS,
-            )
-            for one in self._sockets
-        ]
+        self.servers = await self.listen(
+            self.config,
+            self._sockets,
+            ssl=self._certificates.context,
+            ssl_handshake_timeout=_HANDSHAKE_SECONDS,
+        )
         if self._door is not None:
             await self._door.start()
         # What is there now stays: to look through all of it holds everybody up, 60 ms each time.
@@ -107,15 +86,11 @@ class _Server(uvicorn.Server):
         await asyncio.gather(super().shutdown(sockets), *ends)
         self._pool.close()
 
-    async def on_tick(self, counter: int) -> bool:
-        if self._drain_until is not None and time.monotonic() >= self._drain_until:
-            self.should_exit = True
-        if self._reload or counter % _LOOK_EVERY == 0:
-            self._renew()
-        return await super().on_tick(counter)
+    def draining(self) -> None:
+        self._here.draining = True
 
-    def _renew(self) -> None:
-        asked, self._reload = self._reload, False
+    def renew(self) -> None:
+        asked, self.reload = self.reload, False
         clients = self._certificates.clients
         try:
             if asked or self._certificates.changed():
@@ -130,29 +105,6 @@ class _Server(uvicorn.Server):
             for one in list(self.server_state.connections):
                 if getattr(one, "_connection", None) is not None:
                     one.shutdown()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if sig == signal.SIGHUP:
-            self._reload = True
-        elif sig == signal.SIGTERM and self._drain_until is None:
-            notify("STOPPING=1")
-            self._here.draining = True
-            self._drain_until = time.monotonic() + self._here.config.listen.drain_seconds
-        elif self.should_exit:
-            self.force_exit = True
-        else:
-            self.should_exit = True
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, without raising the signal again: an orderly end is no death by a signal."""
-        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {one: signal.signal(one, self.handle_exit) for one in handled}
-        try:
-            yield
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
 
 
 def serve(

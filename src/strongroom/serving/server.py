@@ -6,14 +6,9 @@ import asyncio
 import errno
 import gc
 import os
-import signal
 import socket
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from functools import partial
-from types import FrameType
+from collections.abc import Sequence
 from typing import Any, Final
 
 import uvicorn
@@ -39,6 +34,7 @@ from strongroom.serving.v2.rest import V2Rest
 from strongroom.serving.workers import Workers
 from strongroom.web.logs import describe, log
 from strongroom.web.notify import notify
+from strongroom.web.server import DrainingServer
 
 __all__ = ["serve"]
 
@@ -84,7 +80,7 @@ class _Health:
         server.health(models, engine.ready())
 
 
-class _Server(uvicorn.Server):
+class _Server(DrainingServer):
     """uvicorn's server, beside gRPC's, which drains before it stops and reads renewed certificates."""
 
     def __init__(
@@ -98,7 +94,7 @@ class _Server(uvicorn.Server):
         sockets: Sequence[socket.socket],
         management: tuple[uvicorn.Config, Front, Sequence[socket.socket]] | None,
     ) -> None:
-        super().__init__(config)
+        super().__init__(config, drain=settings.listen.drain, look_every=_LOOK_EVERY)
         self._management = management
         self._settings = settings
         self._front = front
@@ -106,38 +102,20 @@ class _Server(uvicorn.Server):
         self._certificates = certificates
         self._access_log = access_log
         self._sockets = sockets
-        self._drain_until: float | None = None
-        self._reload = False
         self._reader = Workers(1, "certificates")
         self._renewal: asyncio.Task[None] | None = None
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        loop = asyncio.get_running_loop()
-
-        def protocol(config: uvicorn.Config) -> Any:
-            # uvicorn types it as any asyncio.Protocol.
-            return config.http_protocol_class(  # type: ignore[call-arg]
-                config=config,
-                server_state=self.server_state,
-                app_state={},
-                _loop=loop,
-            )
-
         tls = self._certificates
         secured: dict[str, Any] = (
             {} if tls is None else {"ssl": tls.context, "ssl_handshake_timeout": _HANDSHAKE_SECONDS}
         )
-        of_clients = partial(protocol, self.config)
-        self.servers = [
-            await loop.create_server(of_clients, sock=one, **secured) for one in self._sockets
-        ]
+        self.servers = await self.listen(self.config, self._sockets, **secured)
         ports = {"rest_port": self._sockets[0].getsockname()[1], "grpc_port": self._grpc.port}
         if self._management is not None:
             config, _, listeners = self._management
             config.load()
-            self.servers += [
-                await loop.create_server(partial(protocol, config), sock=one) for one in listeners
-            ]
+            self.servers += await self.listen(config, listeners)
             ports["management_port"] = listeners[0].getsockname()[1]
         self._grpc.start()
         self.started = True
@@ -145,7 +123,7 @@ class _Server(uvicorn.Server):
         notify("READY=1")
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._drain()
+        self.draining()
         stopped = self._grpc.stop(self._settings.listen.stop)
         await super().shutdown(sockets)
         await asyncio.to_thread(stopped.wait)
@@ -153,18 +131,17 @@ class _Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         self._access_log.flush()
-        if self._drain_until is not None and time.monotonic() >= self._drain_until:
-            self.should_exit = True
-        if (self._reload or counter % _LOOK_EVERY == 0) and self._renewal is None:
-            self._renewal = asyncio.create_task(self._renew())
         return await super().on_tick(counter)
 
-    def _drain(self) -> None:
-        notify("STOPPING=1")
+    def draining(self) -> None:
         self._front.draining = True
         if self._management is not None:
             self._management[1].draining = True
         self._grpc.drain()
+
+    def renew(self) -> None:
+        if self._renewal is None:
+            self._renewal = asyncio.create_task(self._renew())
 
     async def _renew(self) -> None:
         try:
@@ -173,7 +150,7 @@ class _Server(uvicorn.Server):
             self._renewal = None
 
     async def _read_certificates(self) -> None:
-        asked, self._reload = self._reload, False
+        asked, self.reload = self.reload, False
         tls = self._certificates
         if tls is None:
             return
@@ -189,28 +166,6 @@ class _Server(uvicorn.Server):
             # Whoever came with a certificate comes again, and is looked at again.
             for one in list(self.server_state.connections):
                 one.shutdown()
-
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if sig == signal.SIGHUP:
-            self._reload = True
-        elif sig == signal.SIGTERM and self._drain_until is None:
-            self._drain_until = time.monotonic() + self._settings.listen.drain
-            self._drain()
-        elif self.should_exit:
-            self.force_exit = True
-        else:
-            self.should_exit = True
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, without raising the signal again: an orderly end is no death by a signal."""
-        handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-        before = {one: signal.signal(one, self.handle_exit) for one in handled}
-        try:
-            yield
-        finally:
-            for one, handler in before.items():
-                signal.signal(one, handler)
 
 
 def _loop() -> str:
