@@ -122,7 +122,8 @@ _LISTENS = "00010000"
 
 def _wait_for(path: Path, process: subprocess.Popen) -> None:
     # Connecting to see whether it listens would use up the one connection that it serves at a time.
-    for _ in range(1000):
+    end = time.monotonic() + 60
+    while time.monotonic() < end:
         assert process.poll() is None, "swtpm has ended"
         sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
         if any(one[-1] == str(path) and one[3] == _LISTENS for one in sockets):

@@ -109,8 +109,11 @@ def test_a_program_that_does_not_end_is_stopped_with_what_it_has_started(tmp_pat
     """The child would hold the pipe open for an hour."""
     log = tmp_path / "pid"
     script = f"sleep 3600 & echo $! > '{log}'; echo waiting >&2; wait"
-    with pytest.raises(Unavailable, match=r"did not end within 2 seconds") as caught:
-        ExecCollector(shlex.join(["sh", "-c", script]), timeout=2).collect(b"x")
+    for seconds in (2, 60):  # a busy machine may not have begun after two
+        with pytest.raises(Unavailable, match=rf"did not end within {seconds} seconds") as caught:
+            ExecCollector(shlex.join(["sh", "-c", script]), timeout=seconds).collect(b"x")
+        if caught.value.hint is not None:
+            break
     assert caught.value.hint == "It said: waiting"
     child = int(log.read_text())
     for _ in range(1000):
@@ -124,7 +127,7 @@ def alive(number: int) -> bool:
     try:
         with open(f"/proc/{number}/stat") as file:
             return file.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

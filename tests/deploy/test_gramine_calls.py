@@ -104,7 +104,7 @@ def _listening(process, log: Path):
             said = json.loads(line) if line.startswith("{") and line.endswith("}") else {}
             if said.get("event") == "listening":
                 server = said
-            if said.get("event") == "loaded" and server is not None:
+            if said.get("state") == "AVAILABLE" and server is not None:
                 return server
             assert said.get("state") != "END", line
         time.sleep(0.1)

@@ -288,13 +288,13 @@ def test_a_server_for_production_takes_no_test_roots(tmp_path, pki):
 
 def test_one_address_asks_so_often_and_no_more(tmp_path):
     server = Server.make(tmp_path / "made")
-    server.configure("limits", requests_per_second=0.2, burst=5)
+    server.configure("limits", requests_per_second=0.1, burst=5)
     server.start()
     try:
         answers = [server.ask("GET", "/v1/server") for _ in range(8)]
         assert [one.status for one in answers] == [200] * 5 + [429] * 3
         assert answers[-1].code == "too-many-requests"
-        assert 1 <= int(answers[-1].headers["retry-after"]) <= 5
+        assert 1 <= int(answers[-1].headers["retry-after"]) <= 10
         # A supervisor must not take a busy server for a dead one.
         assert [server.ask("GET", path).status for path in ("/healthz", "/readyz")] == [200, 200]
     finally:

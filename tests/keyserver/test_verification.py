@@ -98,6 +98,7 @@ def test_a_worker_that_hangs_or_dies_is_replaced(what):
         with pytest.raises(MalformedEvidence, match=r"too long|brought its verifier down"):
             await pool.verify([TDX], NOW)
         assert time.monotonic() - began < 60
+        pool._timeout = 60.0  # a busy machine needs more than one
         found, _ = await pool.verify([TDX], NOW)
         (successor,) = workers()
         assert successor.pid != worker.pid
@@ -123,7 +124,7 @@ def test_an_answer_beyond_the_limit_is_not_read(tmp_path, monkeypatch):
     liar.chmod(0o700)
     monkeypatch.setattr(sys, "executable", str(liar))
     with pytest.raises(MalformedEvidence, match="brought its verifier down"):
-        with_pool(lambda pool: pool.verify([TDX], NOW), timeout=20)
+        with_pool(lambda pool: pool.verify([TDX], NOW), timeout=60)
 
 
 def test_what_a_cancelled_request_asked_is_not_the_next_ones_answer():
@@ -204,7 +205,7 @@ def test_busy_is_said(monkeypatch):
         worker.resume()
         return await first
 
-    assert with_pool(use, timeout=20)[0][0].kind == "tdx"
+    assert with_pool(use, timeout=60)[0][0].kind == "tdx"
 
 
 def beside(use):

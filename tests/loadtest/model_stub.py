@@ -48,6 +48,8 @@ class Stub:
 
     def answer(self, path, body, headers):
         """Status and body."""
+        if path == "/inferences":
+            return 200, b"%d" % self.inferences
         if path.startswith("/v2/models/m") and not body:
             inputs = [{"name": "x", "datatype": "FP32", "shape": list(self.shape)}]
             return 200, json.dumps({**V2, "inputs": inputs}).encode()
