@@ -110,7 +110,7 @@ def switched_on(state: Path, place: Path) -> Iterator[Tpm]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        _wait_for(Path(f"{path}.ctrl"), process)
+        _wait_for(path, process)  # the last that it makes
         yield Tpm(path)
     finally:
         process.terminate()
