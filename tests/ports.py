@@ -1,9 +1,13 @@
-"""Ports of servers that must know theirs before they start: it stands in a profile, or nothing says which it got."""
+"""Ports of servers that must know theirs before they start: it stands in a profile, or nothing says which it got.
+
+And whether somebody listens at a Unix socket.
+"""
 
 from __future__ import annotations
 
 import atexit
 import socket
+from pathlib import Path
 
 _HELD: list[socket.socket] = []
 
@@ -29,3 +33,12 @@ def held_port() -> int:
         held.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
     held.bind(("", 0))
     return int(held.getsockname()[1])
+
+
+_LISTENS = "00010000"
+
+
+def listens(path: Path) -> bool:
+    """Whether somebody listens at a Unix socket, by the kernel's list: to connect may use up the one place there."""
+    sockets = [line.split() for line in Path("/proc/net/unix").read_text().splitlines()]
+    return any(one[-1] == str(path) and one[3] == _LISTENS for one in sockets)

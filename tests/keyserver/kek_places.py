@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from ports import held_port
+from ports import held_port, listens
 
 SOFTHSM = Path("/usr/lib/softhsm/libsofthsm2.so")
 PIN = "canary-pin-4821"
@@ -143,7 +143,7 @@ def tpm(tpm_state, tmp_path):
         command += ["--server", f"type=unixio,path={state}/socket", "--flags", "startup-clear"]
         command += ["--ctrl", f"type=unixio,path={state}/socket.ctrl"]
         processes.append(subprocess.Popen(command))
-        while not (state / "socket").exists():
+        while not listens(state / "socket"):
             assert processes[-1].poll() is None
             time.sleep(0.02)
     yield tmp_path
