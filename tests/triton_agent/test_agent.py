@@ -1,6 +1,7 @@
 """The repository agent without Triton: what it says and does, and how it is built."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 
 import strongroom
 from strongroom.errors import UsageError
+from strongroom.model import owned_directory
 from strongroom.model.owned_directory import OwnedDirectory
 from strongroom.triton import agent, install
 from strongroom.triton.parameters import Parameters
@@ -119,6 +121,14 @@ def test_a_configuration_beside_those_that_were_sealed(model, key, memory):
     assert os.listdir(memory) == []
 
 
+def test_a_configuration_that_is_not_there(model, key, memory):
+    """Triton had one from the load API."""
+    said = {"key": key, "directory": memory}
+    with pytest.raises(agent.AgentError, match=r"m.sealed/config.pbtxt: no such file"):
+        agent.load(1, str(sealed(model)), True, said)
+    assert os.listdir(memory) == []
+
+
 def test_any_configuration_where_the_owner_says_so(model, key, memory):
     place = sealed(model, meta={"triton.config": "any"})
     (place / "config.pbtxt").write_text("name: 'other'")
@@ -129,6 +139,100 @@ def test_any_configuration_where_the_owner_says_so(model, key, memory):
 def test_a_repository_in_an_object_store(key, memory):
     with pytest.raises(agent.AgentError, match="local repositories"):
         agent.load(1, "s3://models/m", False, {"key": key, "directory": memory})
+
+
+@pytest.fixture
+def stubborn(monkeypatch):
+    """Directories that cannot be removed, until they are taken off this list."""
+    found, remove = [], shutil.rmtree
+
+    def refuse(path, *arguments, **more):
+        if os.fspath(path) not in found:
+            remove(path, *arguments, **more)
+
+    monkeypatch.setattr(owned_directory.shutil, "rmtree", refuse)
+    return found
+
+
+@pytest.mark.parametrize("wipe", ["load_complete", "unload"])
+def test_plaintext_that_cannot_be_removed_is_not_forgotten(model, key, memory, stubborn, wipe):
+    said = {"key": key, "directory": memory, "wipe": wipe}
+    end = {"load_complete": agent.loaded, "unload": agent.done}[wipe]
+    place = str(sealed(model, clear=["*.pbtxt"]))
+    first = agent.load(1, place, True, said)
+    stubborn.append(first)
+    for one in (end, agent.done):
+        with pytest.raises(
+            agent.AgentError, match=f"{first} could not be removed. Remove it: there is"
+        ):
+            one(1)
+    # A model of another load, and one that has the first one's number: each of them goes.
+    for number in (2, 1):
+        agent.load(number, place, True, said)
+        with pytest.raises(agent.AgentError, match=first):
+            end(number)
+        assert [one.path for one in os.scandir(memory)] == [first]
+    assert owned_directory.sweep(memory, "strongroom-triton-") == 0  # it is still owned
+    stubborn.clear()
+    agent.done(3)
+    assert os.listdir(memory) == []
+
+
+def test_the_end_of_a_load_that_failed_tries_again(model, key, memory, stubborn, monkeypatch):
+    place = sealed(model, clear=["*.pbtxt"])
+    made = agent.OwnedDirectory
+
+    def one_that_stays(*arguments):
+        found = made(*arguments)
+        stubborn.append(found.path)
+        return found
+
+    monkeypatch.setattr(agent, "OwnedDirectory", one_that_stays)
+    os.truncate(place / "1" / "weights.sealed", 5000)
+    with pytest.raises(agent.AgentError, match="weights"):
+        agent.load(1, str(place), True, {"key": key, "directory": memory})
+    with pytest.raises(agent.AgentError, match="could not be removed"):
+        agent.done(1)
+    stubborn.clear()
+    agent.done(1)
+    assert os.listdir(memory) == []
+
+
+def test_what_the_killed_left_is_swept_once_it_can_be(model, key, memory, stubborn, monkeypatch):
+    log = []
+    monkeypatch.setattr(agent, "_log", lambda level, text: log.append((level, text)))
+    monkeypatch.setattr(agent, "_swept", set())
+    left = [Path(memory, f"strongroom-triton-{name}") for name in ("stays", "goes")]
+    for one in left:
+        (one / "1").mkdir(parents=True)
+    stubborn.append(str(left[0]))
+    said = {"key": key, "directory": memory}
+    place = str(sealed(model, clear=["*.pbtxt"]))
+    agent.load(1, place, True, said)
+    agent.done(1)
+    assert log[0] == (
+        2,
+        f"strongroom: {left[0]} could not be removed. Remove it: there is plaintext in it.",
+    )
+    assert [one.path for one in os.scandir(memory)] == [str(left[0])]
+    stubborn.clear()
+    for _ in range(2):
+        agent.load(1, place, True, said)
+        agent.done(1)
+    assert os.listdir(memory) == []
+    assert [text for level, text in log if level == 1] == [
+        "strongroom: removed what servers had left that were killed: 1 models"
+    ]
+
+
+def test_nothing_passes_the_border(model, key, memory, monkeypatch):
+    def ended(*arguments):
+        raise SystemExit("plaintext")
+
+    monkeypatch.setattr(agent, "place_files", ended)
+    with pytest.raises(agent.AgentError, match=r"a bug: SystemExit in test_agent.py:\d+"):
+        agent.load(1, str(sealed(model, clear=["*.pbtxt"])), True, {"key": key, "directory": memory})
+    assert os.listdir(memory) == []
 
 
 def test_a_bug_says_where_and_not_what(model, key, memory, monkeypatch):

@@ -56,15 +56,13 @@ class OwnedDirectory:
         """Remove it with all in it. What is still open or mapped stays with its user until that lets go.
 
         Raises:
-            StorageError: something could not be removed.
+            StorageError: something could not be removed; this can be called again.
         """
         if self._descriptor < 0:
             return
-        try:
-            _remove(self.path)
-        finally:
-            os.close(self._descriptor)
-            self._descriptor = -1
+        _remove(self.path)
+        os.close(self._descriptor)
+        self._descriptor = -1
 
 
 def _remove(path: str) -> None:
@@ -81,9 +79,9 @@ def sweep(parent: str, prefix: str) -> int:
     """Remove directories of this user in ``parent`` whose owners are gone; how many there were.
 
     Raises:
-        StorageError: something could not be removed.
+        StorageError: something could not be removed; all others are.
     """
-    found = 0
+    found, failed = 0, None
     with os_errors(parent):
         names = [name for name in os.listdir(parent) if name.startswith(prefix)]
     for name in names:
@@ -101,6 +99,10 @@ def sweep(parent: str, prefix: str) -> int:
                 found += 1
         except BlockingIOError:
             continue  # its owner lives
+        except StorageError as error:
+            failed = error
         finally:
             os.close(descriptor)
+    if failed:
+        raise failed
     return found

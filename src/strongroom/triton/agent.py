@@ -10,7 +10,7 @@ import ctypes
 import os
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -20,6 +20,7 @@ from strongroom.errors import (
     StrongroomError,
     Unavailable,
     UsageError,
+    os_errors,
     printable,
 )
 from strongroom.model.memory_directory import place_files
@@ -39,7 +40,7 @@ UNBOUND: Final = "triton.config"
 
 _PREFIX: Final = "strongroom-triton-"
 _INTERNAL, _NOT_FOUND, _INVALID, _UNAVAILABLE = 1, 2, 3, 4  # TRITONSERVER_Error_Code
-_LOG_INFO, _LOG_WARN = 0, 1  # TRITONSERVER_LogLevel
+_LOG_INFO, _LOG_WARN, _LOG_ERROR = 0, 1, 2  # TRITONSERVER_LogLevel
 
 
 class AgentError(Exception):
@@ -57,6 +58,9 @@ class _Placed:
 
 
 _placed: dict[int, _Placed] = {}
+_going: list[OwnedDirectory] = []
+"""What could not be removed: the next end of a load, or of a model, tries again."""
+
 _swept: set[str] = set()
 _lock = threading.Lock()
 
@@ -66,11 +70,14 @@ def _told_to_triton() -> Iterator[None]:
     try:
         yield
     except StrongroomError as error:
-        text = f"{error.message} {error.hint}" if error.hint else error.message
-        raise AgentError(f"strongroom: {text}", _code(error)) from None
-    except Exception as error:
+        raise AgentError(f"strongroom: {_text(error)}", _code(error)) from None
+    except BaseException as error:  # nothing may pass the border
         # Its text may hold anything.
         raise AgentError(f"strongroom: a bug: {_where(error)}", _INTERNAL) from None
+
+
+def _text(error: StrongroomError) -> str:
+    return f"{error.message} {error.hint}" if error.hint else error.message
 
 
 def _code(error: StrongroomError) -> int:
@@ -113,17 +120,20 @@ def start(model: int = 0) -> None:
 
 
 def _sweep_once(directory: str) -> None:
-    with _lock:
-        if directory in _swept:
-            return
-        _swept.add(directory)
+    if directory in _swept:
+        return
     try:
         if found := sweep(directory, _PREFIX):
             _log(
                 _LOG_WARN, f"strongroom: removed what servers had left that were killed: {found} models"
             )
     except NotFound:
-        pass  # said when it is needed
+        return  # said when it is needed
+    except StrongroomError as error:
+        # It keeps no model from being served; the next load tries again.
+        _log(_LOG_ERROR, f"strongroom: {_text(error)}")
+        return
+    _swept.add(directory)
 
 
 def load(model: int, location: str, local: bool, said: Mapping[str, str]) -> str:
@@ -152,7 +162,9 @@ def load(model: int, location: str, local: bool, said: Mapping[str, str]) -> str
             try:
                 place_files(sealed, sealed.files, place.path)
             except BaseException:
-                place.remove()
+                # That something is left is said by the end of this load, which tries again.
+                with suppress(StrongroomError):
+                    _remove(place)
                 raise
         with _lock:
             _placed[model] = _Placed(place, parameters.wipe)
@@ -187,7 +199,8 @@ def check_configuration(sealed: SealedModel, location: str) -> None:
                 hint=f"Seal it with the model, --clear {path}; or with --meta {UNBOUND}=any, if whoever "
                 "loads the model may say how.",
             )
-        with open(os.path.join(location, path), "rb") as file:
+        place = os.path.join(location, path)
+        with os_errors(place), open(place, "rb") as file:
             if file.read(sealed.files[path].size + 1) != sealed.read(path):
                 raise ManifestMismatch(path, "it is another than was sealed")
 
@@ -206,7 +219,23 @@ def _finish(model: int, if_: Callable[[_Placed], bool]) -> None:
     with _told_to_triton():
         with _lock:
             found = _placed.get(model)
-            if found is None or not if_(found):
-                return
-            del _placed[model]
-        found.place.remove()
+            places = [found.place] if found and if_(found) else []
+            if places:
+                del _placed[model]
+            places += _going
+            _going.clear()
+        _remove(*places)
+
+
+def _remove(*places: OwnedDirectory) -> None:
+    """Remove all that can be; what cannot goes with a later action, and is locked until then."""
+    failed: StrongroomError | None = None
+    for place in places:
+        try:
+            place.remove()
+        except StrongroomError as error:
+            failed = error
+            with _lock:
+                _going.append(place)
+    if failed:
+        raise failed

@@ -88,7 +88,7 @@ def install(directory: str) -> str:
             with open(os.path.join(place, name), "wb") as file:
                 file.write(content)
         built = os.path.join(place, LIBRARY)
-        command = [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-Wno-unused-parameter", "-fPIC"]
+        command = [compiler, "-std=gnu11", "-O2", "-Wall", "-Wextra", "-fPIC"]
         command += ["-shared", "-fvisibility=hidden", "-fstack-protector-strong", "-D_FORTIFY_SOURCE=2"]
         command += ["-Wl,-z,nodelete,-z,relro,-z,now", "-o", built, os.path.join(place, "agent.c")]
         # Not sys.executable resolved: the interpreter of a virtual environment is a link, whose place counts.

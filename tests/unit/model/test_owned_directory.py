@@ -1,6 +1,7 @@
 """Private directories in memory that go with their owner."""
 
 import os
+import shutil
 import signal
 import stat
 import subprocess
@@ -114,4 +115,23 @@ def test_a_disk_is_refused(tmp_path):
 def test_more_than_there_is_room_for(memory):
     with pytest.raises(StorageError, match="no room"):
         OwnedDirectory(memory, PREFIX, 1 << 50)
+    assert os.listdir(memory) == []
+
+
+def test_what_cannot_be_removed_stays_owned_and_keeps_nothing_else(memory, monkeypatch):
+    one = OwnedDirectory(memory, PREFIX)
+    left = [Path(memory, f"{PREFIX}{name}") for name in "ab"]
+    for place in left:
+        place.mkdir()
+    kept, remove = [one.path, str(left[0])], shutil.rmtree
+    monkeypatch.setattr(shutil, "rmtree", lambda path: path in kept or remove(path))
+    for _ in range(2):
+        with pytest.raises(StorageError, match=f"{one.path} could not be removed"):
+            one.remove()
+    with pytest.raises(StorageError, match=f"{left[0]} could not be removed"):
+        sweep(memory, PREFIX)
+    assert set(os.listdir(memory)) == {os.path.basename(path) for path in kept}
+    kept.clear()
+    one.remove()
+    assert sweep(memory, PREFIX) == 1
     assert os.listdir(memory) == []

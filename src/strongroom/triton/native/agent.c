@@ -2,12 +2,13 @@
  *
  * Python is opened when it is first needed, RTLD_GLOBAL: Triton opens agents RTLD_LOCAL, and the extension
  * modules of a libpython that came with one of those would not find its symbols. Nothing of Python.h is used, so
- * that no development package has to be there: what is called is in Python's stable ABI.
+ * that no development package has to be there: what is called is in Python's stable ABI, but for its start.
  * Linked with -z nodelete: Triton closes an agent with the last of its models, and Python cannot be closed.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <pthread.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,10 +24,33 @@ typedef struct PyObject PyObject;
 typedef struct PyThreadState PyThreadState;
 typedef ssize_t Py_ssize_t;
 
+/* The same from Python 3.8 to 3.14 (cpython/initconfig.h). */
+typedef struct {
+  int kind; /* 0: it went well */
+  const char *function, *message;
+  int exit_code;
+} PyStatus;
+
+typedef struct {
+  int kind, parse_argv, isolated, use_environment, configure_locale, coerce_c_locale;
+  int coerce_c_locale_warn, utf8_mode, dev_mode, allocator;
+  int more[16]; /* none yet */
+} PyPreConfig;
+
+/* Has more in each version, 450 bytes in 3.13; Python alone looks into it. */
+typedef union {
+  char bytes[16384];
+  max_align_t aligned;
+} PyConfig;
+
 /* Name, result and arguments of what is called of Python. */
 #define PYTHON(X)                                                            \
   X(Py_IsInitialized, int, (void))                                           \
-  X(Py_InitializeEx, void, (int))                                            \
+  X(PyPreConfig_InitIsolatedConfig, void, (PyPreConfig *))                   \
+  X(Py_PreInitialize, PyStatus, (const PyPreConfig *))                       \
+  X(PyConfig_InitIsolatedConfig, void, (PyConfig *))                         \
+  X(PyConfig_Clear, void, (PyConfig *))                                      \
+  X(Py_InitializeFromConfig, PyStatus, (const PyConfig *))                   \
   X(Py_SetProgramName, void, (const wchar_t *))                              \
   X(Py_DecodeLocale, wchar_t *, (const char *, size_t *))                    \
   X(Py_DecRef, void, (PyObject *))                                           \
@@ -68,20 +92,30 @@ static TRITONSERVER_Error *find_symbols(void *library) {
   return NULL;
 }
 
-static void set_flag(void *library, const char *name) {
-  int *flag = dlsym(library, name);
-  if (flag) *flag = 1;
+/* Python as the interpreter at AGENT_PYTHON would be, a virtual environment too, and without what the
+ * environment of the server says for others, the stubs of its Python backend above all: isolated, as python -I.
+ * The locale stays the server's; in containers it knows nothing but ASCII, and files of models have any names.
+ */
+static PyStatus initialize(void) {
+  PyPreConfig before = {0};
+  pPyPreConfig_InitIsolatedConfig(&before);
+  before.utf8_mode = 1;
+  PyStatus status = pPy_PreInitialize(&before);
+  if (status.kind) return status;
+  wchar_t *program = pPy_DecodeLocale(AGENT_PYTHON, NULL); /* never freed */
+  if (!program) return (PyStatus){.kind = 1, .message = "no memory"};
+  pPy_SetProgramName(program);
+  PyConfig config = {0};
+  pPyConfig_InitIsolatedConfig(&config); /* signals stay Triton's, too */
+  status = pPy_InitializeFromConfig(&config);
+  pPyConfig_Clear(&config);
+  return status;
 }
 
-/* Python as the interpreter at AGENT_PYTHON would be, a virtual environment too, and without what the
- * environment of the server says for others, the stubs of its Python backend above all. */
-static TRITONSERVER_Error *start_python(void *library) {
-  set_flag(library, "Py_IgnoreEnvironmentFlag");
-  set_flag(library, "Py_NoUserSiteDirectory");
-  wchar_t *program = pPy_DecodeLocale(AGENT_PYTHON, NULL); /* Python keeps it */
-  if (!program) return failure("there is no memory to start Python", NULL);
-  pPy_SetProgramName(program);
-  pPy_InitializeEx(0); /* signals stay Triton's */
+static TRITONSERVER_Error *start_python(void) {
+  static PyStatus status; /* once it has failed it is not tried again: Python is half started then */
+  if (!status.kind) status = initialize();
+  if (status.kind) return failure("Python does not start at " AGENT_PYTHON, status.message);
   pPyEval_SaveThread();
   return NULL;
 }
@@ -98,7 +132,7 @@ static TRITONSERVER_Error *start(void) {
     if (!inside && !library)
       error = failure("Python cannot be opened", dlerror());
     else if (!(error = find_symbols(library)) && !inside)
-      error = start_python(library);
+      error = start_python();
     started = !error;
   }
   pthread_mutex_unlock(&starting);
