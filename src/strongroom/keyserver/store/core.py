@@ -125,6 +125,7 @@ class Core:
         self._secrets: dict[str, SecretBytes] = {}
         self._secrets_lock = threading.Lock()
         self._anchor: Anchor | None = None
+        self._seen = GENESIS
         self._prepare()
         self._database = Database(url)
         try:
@@ -275,15 +276,28 @@ class Core:
             if expected is not None:
                 expect(connection, expected)
             before = expected or read(connection)
+            if expected is None:
+                self._check_seen(before.last[0], self._seen)
             _check_kek(before.kek, self._kek)
             now = self._clock()
             log = AuditLog(connection, self.id, self.test, now, before.last)
             transaction = Transaction(connection, log, now, before)
             yield transaction
             log.flush()
+        if log.head.sequence > self._seen.sequence:
+            self._seen = log.head
         # Remembered before anybody is told: whatever was acknowledged is behind the anchor.
         if self._anchor is not None:
             self._anchor.advance(log.head)
+
+    def _check_seen(self, head: Head, seen: Head) -> None:
+        """Refuse a database that was put back, or failed over to a copy that lags, under a server that runs."""
+        if head.sequence < seen.sequence or (head.sequence == seen.sequence and head != seen):
+            raise AuditBroken(
+                f"The database was rolled back: its audit trail ends at record {head.sequence}, "
+                f"and this server has seen record {seen.sequence}.",
+                hint="After a restore on purpose: strongroom keyserver accept-head, and start it again.",
+            )
 
     def _check_clock(self, transaction: Transaction[Any]) -> None:
         behind = transaction.log.latest - transaction.now

@@ -31,6 +31,24 @@ __all__ = ["Database"]
 _BUSY_MS: Final = 15_000
 """How long a writer waits for another process."""
 
+_SESSION: Final = (
+    "synchronous_commit = on",
+    # A replica that hangs in the midst of a transaction hinders the others, and does not hang them.
+    f"lock_timeout = {_BUSY_MS}",
+    # One that lost its power or its network holds the lock until the database notices: else after two hours.
+    "tcp_keepalives_idle = 10",
+    "tcp_keepalives_interval = 5",
+    "tcp_keepalives_count = 3",
+)
+
+_PATIENCE: Final = {
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+    "tcp_user_timeout": "20000",
+}
+"""The same of this end, where the URL says nothing else: after a failover nobody waits for the dead."""
+
 _LOCK: Final = 0x7374726F6E67
 """Of the one writer: a key of PostgreSQL's advisory locks, which are per database."""
 
@@ -159,7 +177,8 @@ class Database:
                     # Its own way to begin a transaction waits for the server.
                     raw.autocommit = True
                     with _pipeline(raw, driver.Error):
-                        raw.execute("BEGIN")
+                        # Whatever the default is: a statement after the lock must see what was before it.
+                        raw.execute("BEGIN ISOLATION LEVEL READ COMMITTED")
                         raw.execute(f"SELECT pg_advisory_xact_lock({_LOCK})")
                         yield direct
                         raw.execute("COMMIT")
@@ -233,7 +252,7 @@ def _sqlite(path: str) -> Engine:
 def _postgresql(url: URL, is_suspect: Callable[[float], bool]) -> Engine:
     try:
         engine = create_engine(
-            url,
+            url.set(query={**_PATIENCE, **url.query}),
             hide_parameters=True,
             pool_size=_POOL,
             max_overflow=2 * _POOL,
@@ -247,7 +266,7 @@ def _postgresql(url: URL, is_suspect: Callable[[float], bool]) -> Engine:
     @event.listens_for(engine, "connect")
     def connect(connection: Any, record: object) -> None:
         with connection.cursor() as cursor:
-            cursor.execute("SET synchronous_commit = on")
+            cursor.execute("; ".join(f"SET {one}" for one in _SESSION))
         connection.commit()
 
     @event.listens_for(engine, "checkin")

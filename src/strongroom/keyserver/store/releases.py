@@ -15,6 +15,7 @@ import orjson
 from sqlalchemy import bindparam, delete, func, insert, select, update
 from sqlalchemy.dialects import postgresql, sqlite
 
+from strongroom.errors import Unavailable
 from strongroom.keyserver.store.before import Before
 from strongroom.keyserver.store.core import CLOCK_TOLERANCE, Core, Transaction
 from strongroom.keyserver.store.direct import Direct, Unexpected
@@ -105,10 +106,18 @@ class ReleaseBook(Core):
         self._writer.submit(EndWrite(tuple(ids))).result()
 
     def _commit(self, writes: Sequence[Any]) -> list[Any]:
-        if self._alone >= _ALONE:
-            with suppress(Unexpected):
-                return self._write(writes, self._written)
-        return self._write(writes)
+        try:
+            believed = self._written
+            # What this process has itself written over since is not believed.
+            if self._alone >= _ALONE and believed is not None and believed.last[0] == self._seen:
+                with suppress(Unexpected):
+                    return self._write(writes, believed)
+            return self._write(writes)
+        except Unavailable:
+            # The next one reads: the clock that is behind the records may be accepted meanwhile, which whoever
+            # only believes would never learn.
+            self._alone = 0
+            raise
 
     def _write(self, writes: Sequence[Any], expected: Before | None = None) -> list[Any]:
         with self._transaction(self._database.direct(), expected) as transaction:

@@ -29,10 +29,13 @@ class Store(Renewals, NodeRegister, CrlRegister, TokenRegister, Maintenance):
 
         Raises:
             HeaderTampered: it does not hold what the server has signed.
+            AuditBroken: it was rolled back.
             Unavailable: it does not answer, or was moved to another root key.
         """
+        seen = self._seen
         with self._database.reading() as connection:
             check_kek(connection, self._kek)
+            self._check_seen(latest(connection)[0], seen)
         self.snapshot()
 
     def audit(self, after: int = 0, limit: int = 100) -> list[dict[str, Any]]:
