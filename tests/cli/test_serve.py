@@ -78,6 +78,29 @@ def test_a_sealed_model_answers_until_the_end(served, here):
     assert b'"POST /v1/models/m:predict"' in (here / "log").read_bytes()
 
 
+def test_a_signal_whose_exception_was_dropped_at_the_start_ends_it(served, here):
+    lost = """
+import signal, sys
+from strongroom.cli import process
+
+process.prepare()
+try:
+    signal.raise_signal(signal.SIGTERM)
+except BaseException:
+    pass  # as C code does that is imported
+sys.exit(process.run(sys.argv[1:]))
+"""
+    free = ("--rest-port", "0", "--grpc-port", "0")
+    done = subprocess.run(
+        [sys.executable, "-c", lost, "serve", *free, "m=m.sealed", "-k", "key.txt"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stderr.splitlines()[-1])["event"] == "stopped"
+
+
 def test_a_model_without_its_key_says_so(served, here):
     _, port, settled = served("m=m.sealed", STRONGROOM_KEY_FILE=str(here / "nowhere"))
     assert settled["state"] != "AVAILABLE"

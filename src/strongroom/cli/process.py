@@ -44,18 +44,28 @@ class _Interrupted(BaseException):
         self.code = 128 + number
 
 
-_last_interrupt = -math.inf
-_interrupted_by = 0
+class _Interrupt:
+    """The handler of signals that end the process.
+
+    Attributes:
+        came: the last signal; servers look at it when they take the signals over, since an exception that
+            a signal raises is lost where C code drops it: 2 of 50 while theirs was imported.
+    """
+
+    def __init__(self) -> None:
+        self.came = 0
+        self._last = -math.inf
+
+    def __call__(self, number: int, frame: object) -> None:
+        # One that follows at once must not cut the cleanup short. A later one counts: Python drops an
+        # exception that a signal raises inside a finalizer.
+        now = time.monotonic()
+        if now - self._last > _GRACE:
+            self._last, self.came = now, number
+            raise _Interrupted(number)
 
 
-def _interrupt(number: int, frame: object) -> None:
-    # One that follows at once must not cut the cleanup short. A later one counts: Python drops an
-    # exception that a signal raises inside a finalizer.
-    global _last_interrupt, _interrupted_by
-    now = time.monotonic()
-    if now - _last_interrupt > _GRACE:
-        _last_interrupt, _interrupted_by = now, number
-        raise _Interrupted(number)
+_interrupt = _Interrupt()
 
 
 def prepare() -> None:
@@ -153,9 +163,9 @@ def run(arguments: Sequence[str]) -> int:
     except Exception as error:
         if _is_broken_pipe(error):
             return _broken_pipe()
-        if _interrupted_by and isinstance(error, ImportError):
+        if _interrupt.came and isinstance(error, ImportError):
             # numpy makes this of an exception that a signal raises while it is imported.
-            return 128 + _interrupted_by
+            return 128 + _interrupt.came
         if os.environ.get("STRONGROOM_DEBUG"):
             traceback.print_exception(error)
         return _failure(error)

@@ -100,6 +100,9 @@ class DrainingServer(uvicorn.Server):
         """As uvicorn's, without raising the signal again: an orderly end is no death by a signal."""
         handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
         before = {one: signal.signal(one, self.handle_exit) for one in handled}
+        # What that handler raised, code that was being imported may have dropped.
+        if any(getattr(handler, "came", 0) for handler in before.values()):
+            self.should_exit = True
         try:
             yield
         finally:
