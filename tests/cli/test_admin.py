@@ -232,7 +232,9 @@ def test_nobody_and_strangers_are_refused(cli, monkeypatch):
         assert done.code == 4
         assert "A" * 43 not in done.out + done.err
     monkeypatch.delenv("STRONGROOM_TOKEN")
-    assert cli("keys", "list").code == 4
+    done = cli("keys", "list")
+    assert done.code == 4
+    assert "--token-file" in done.err
     monkeypatch.setenv("STRONGROOM_TOKEN", "two words\nand a line")
     assert cli("keys", "list").code == 4
 
@@ -315,8 +317,26 @@ def test_tokens_come_and_go(admin, cli, here, monkeypatch, server):
         patch.setenv("STRONGROOM_TOKEN", token)
         assert cli("keys", "list").code == 4
     assert cli("tokens", "drop", made["id"], "--yes").code == 2
-    assert cli("tokens", "add", "x", "--role", "king", "-o", "x").code == 2
-    assert cli("tokens", "add", "x", "--role", "owner", "-o", "x", "--expires", "soon").code == 2
+
+
+def test_tokens_that_cannot_be(cli, here):
+    add = ("tokens", "add", "x", "--role")
+    done = cli(*add, "king", "-o", "x")
+    assert done.code == 2
+    assert "'king' is not one of" in done.error() and "Value error" not in done.error()
+    assert cli(*add, "owner", "-o", "x", "--expires", "soon").code == 2
+    done = cli(*add, "owner", "-o", "x", "--expires", "2020-01-01T00:00:00Z")
+    assert done.code == 2
+    assert "has passed already" in done.error()
+    assert not (here / "x").exists()
+    (here / "x").write_text("")
+    done = cli(*add, "owner", "-o", "x")
+    assert done.code == 2
+    assert "--force" not in done.err  # which there is not
+    # Of another form than an id, as a name is.
+    done = cli("tokens", "drop", "ci", "--yes")
+    assert done.code == 2
+    assert "There is no token ci." in done.error() and "tokens list" in done.err
 
 
 # Which server
@@ -326,7 +346,9 @@ def test_without_a_profile_there_is_no_server(cli, server, here, monkeypatch):
     monkeypatch.delenv("STRONGROOM_KEYSERVER")
     monkeypatch.setenv("HOME", str(here))
     monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
-    assert cli("keys", "list").code == 4
+    done = cli("keys", "list")
+    assert done.code == 4
+    assert "There is no profile of a key server here." in done.error()
     assert cli("keys", "list", "--server", server.profile).code == 0
     assert cli("keys", "list", "--server", here / "absent.json").code == 2
 

@@ -129,6 +129,20 @@ def test_what_is_wrong_is_refused_by_its_path(changes, path):
         parse_config(document(**changes), BASE)
 
 
+@pytest.mark.parametrize(
+    ("changes", "hint"),
+    [
+        ({"listen": {"prot": 1}}, "Did you mean listen.port?"),
+        ({"limit": {}}, "Did you mean limits?"),
+        ({"audit": {"x": 1}}, "Known: anchor."),
+    ],
+)
+def test_what_may_have_been_meant_is_said(changes, hint):
+    with pytest.raises(UsageError) as caught:
+        parse_config(document(**changes), BASE)
+    assert caught.value.hint == hint
+
+
 @pytest.mark.parametrize(("server_id", "roots"), [("keys.example-1", "roots"), ("TEST-keys", None)])
 def test_test_roots_and_a_test_id_go_together_only(server_id, roots):
     attestation = {} if roots is None else {"insecure_test_roots": roots}
@@ -156,6 +170,9 @@ def test_load(tmp_path):
         load_config(path)
     path.write_text("server_id = ")
     with pytest.raises(UsageError, match="not TOML"):
+        load_config(path)
+    path.write_text('server_id = "k"\npassword = hunter2')
+    with pytest.raises(UsageError, match=r"not TOML, at line 2, column 12\.$"):
         load_config(path)
     path.write_bytes(b"\xff")
     with pytest.raises(UsageError, match="not TOML"):

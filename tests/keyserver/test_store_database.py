@@ -182,11 +182,13 @@ def test_a_database_of_the_first_schema_is_upgraded_and_is_what_was_signed(datab
         assert store.key("m/x").version == 1
 
 
-def test_tables_of_somebody_else_are_refused(tmp_path):
+@pytest.mark.parametrize("table", ["keys", "customers"])
+def test_tables_of_somebody_else_are_refused(tmp_path, table):
     url = f"sqlite:///{tmp_path}/k.db"
-    sql(url, "CREATE TABLE keys (x INTEGER)")
+    sql(url, f"CREATE TABLE {table} (x INTEGER)")
     with pytest.raises(UsageError, match="somebody else"):
         Store.create(url, kek())
+    assert sql(url, f"SELECT * FROM {table}") == []
 
 
 def test_a_failed_migration_leaves_nothing(tmp_path, monkeypatch):

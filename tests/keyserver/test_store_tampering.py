@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from datetime import timedelta
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -410,8 +411,9 @@ def test_a_missing_foreign_or_damaged_anchor_is_no_anchor(tmp_path):
     urls = [f"sqlite:///{tmp_path}/{name}.db" for name in "ab"]
     for url, name in zip(urls, "ab", strict=True):
         Store.create(url, kek(), clock=Clock(), anchor=tmp_path / name).close()
-    with pytest.raises(NotFound):
+    with pytest.raises(NotFound) as caught:
         Store(urls[0], kek(), clock=Clock(), anchor=tmp_path / "c")
+    assert "accept-head" in caught.value.hint
     with pytest.raises(AuditBroken, match="not the anchor of this database"):
         Store(urls[0], kek(), clock=Clock(), anchor=tmp_path / "b")
     with pytest.raises(AlreadyExists):
@@ -425,9 +427,10 @@ def test_a_missing_foreign_or_damaged_anchor_is_no_anchor(tmp_path):
     Store(urls[1], kek(), clock=Clock(), anchor=tmp_path / "new").close()
 
 
-def test_tokens_cannot_be_made_or_raised_in_the_database(full):
+def test_tokens_cannot_be_made_or_raised_in_the_database(full, clock):
     _, auditor = full.add_token("ada", "auditor", None, OWNER)
-    _, short = full.add_token("sam", "operator", full.now(), OWNER)
+    _, short = full.add_token("sam", "operator", full.now() + timedelta(seconds=1), OWNER)
+    clock.move(seconds=1)
     sql(full.url, "UPDATE tokens SET role = 'owner'")
     sql(full.url, "UPDATE tokens SET expires = NULL")
     for token in (auditor, short):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from datetime import timedelta
 
 import pytest
 from stores import AUDITOR, OWNER, START, sql
@@ -40,8 +41,6 @@ def test_other_tokens_are_nobodys(store, change):
 
 
 def test_tokens_expire(store, clock):
-    from datetime import timedelta
-
     _, token = store.add_token("bob", "owner", START + timedelta(hours=1), OWNER)
     clock.move(minutes=59, seconds=59)
     store.token(token)
@@ -54,6 +53,13 @@ def test_tokens_expire(store, clock):
 def test_ends_that_cannot_be_kept_are_refused(store, year):
     with pytest.raises(UsageError, match="The end of a token"):
         store.add_token("bob", "owner", START.replace(year=year), OWNER)
+    assert store.tokens() == []
+
+
+def test_a_token_that_has_ended_is_not_made(store, clock):
+    for end in (START - timedelta(days=1), START):
+        with pytest.raises(UsageError, match="passed already"):
+            store.add_token("bob", "owner", end, OWNER)
     assert store.tokens() == []
 
 

@@ -24,7 +24,7 @@ from strongroom.cli.keyserver_options import (
 from strongroom.cli.terminal import note, plain
 from strongroom.cli.verb import flag
 from strongroom.cli.verb import verb as add_verb
-from strongroom.errors import UsageError
+from strongroom.errors import AlreadyExists, UsageError
 from strongroom.model.output import FileOutput
 
 __all__ = ["register"]
@@ -189,7 +189,11 @@ def token(
     settings = load(config)
     with closing(store_of(settings, passphrase_fd)) as store:
         # First the place for it: a token that nobody has must not be good.
-        file = FileOutput(str(output), overwrite=False, mode=0o600)
+        try:
+            file = FileOutput(str(output), overwrite=False, mode=0o600)
+        except AlreadyExists as error:
+            error.hint = "Give another file: a token replaces none."
+            raise
         try:
             _, made = store.add_token("owner", "owner", None, console_actor())
             file.write(made.encode() + b"\n")

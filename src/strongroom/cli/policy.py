@@ -88,7 +88,8 @@ def lint(
 
 
 def _problem(error: Remark) -> str:
-    return error.text.removeprefix(f"{error.path} ").rstrip(".")
+    # Its hint was printed with it.
+    return error.text.removeprefix(f"{error.path} ").partition(". ")[0].rstrip(".")
 
 
 def _more(count: int) -> str | None:

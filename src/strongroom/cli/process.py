@@ -116,6 +116,8 @@ def _usage_error(error: Any) -> int:
     # What is left over may be a passphrase that somebody put after --passphrase.
     if message.startswith("Got unexpected extra argument"):
         message = "There are more arguments than the command takes."
+    # Pydantic's word for what a validator of Typer said.
+    message = message.replace(": Value error, ", ": ")
     message = _SECRET_LIKE.sub("…", " ".join(message.split()))
     print_error(message if message.endswith((".", "?")) else message + ".", f"{path} --help")
     return _USAGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from enum import StrEnum
 from typing import Annotated
 
@@ -10,6 +11,7 @@ import typer
 from strongroom.cli.admin import Server, TokenFile, Yes, confirm, open_admin, print_rows
 from strongroom.cli.terminal import note, plain, print_json
 from strongroom.cli.verb import Group, Json, verb
+from strongroom.errors import AlreadyExists, NotFound
 from strongroom.model.output import open_file_output
 from strongroom.release.messages import parse_time
 
@@ -81,7 +83,11 @@ def add(
     """Make a token. The server tells it once; it goes to a file, and is not printed."""
     end = None if expires is None else parse_time(expires, "--expires")
     # Before the server makes a token that nobody could keep.
-    file = open_file_output(output, overwrite=False, private=True)
+    try:
+        file = open_file_output(output, overwrite=False, private=True)
+    except AlreadyExists as error:
+        error.hint = "Give another file: a token replaces none."
+        raise
     try:
         with open_admin(server, token_file) as caller:
             made = caller.admin.add_token(name, role.value, end)
@@ -113,6 +119,8 @@ def drop(
     json: Json = False,
 ) -> None:
     """Make a token good for nothing, at once."""
+    if not re.fullmatch("[0-9a-f]{16}", id):
+        raise NotFound(f"There is no token {id}.", hint="See the ids in strongroom tokens list.")
     confirm(f"Whoever uses the token {id} is shut out.", yes)
     with open_admin(server, token_file) as caller:
         caller.admin.drop_token(id)
@@ -124,4 +132,4 @@ def drop(
 
 verb(app, "add", add, "strongroom tokens add ci --role operator -o ci.token")
 verb(app, "list", list_tokens, "strongroom tokens list")
-verb(app, "drop", drop, "strongroom tokens drop 7f3a")
+verb(app, "drop", drop, "strongroom tokens drop 7f3a0c41d2e84b76")

@@ -44,7 +44,8 @@ def _unknown() -> HttpError:
         401,
         "not-authenticated",
         "Who asks is not known.",
-        hint="Send a token of this server, Authorization: Bearer srt_…, or a client certificate.",
+        hint="Send a token of this server (in Authorization: Bearer srt_…; the commands take it from "
+        "--token-file, STRONGROOM_TOKEN, or token_file of the profile), or a client certificate.",
     )
 
 

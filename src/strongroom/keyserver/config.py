@@ -6,7 +6,9 @@ Secrets are never in it: it says in which file or environment variable they are.
 
 from __future__ import annotations
 
+import difflib
 import os
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, replace
@@ -55,8 +57,12 @@ def load_config(path: Path) -> Config:
         raise UsageError(f"{path} is too large to be a configuration.")
     try:
         document = tomllib.loads(content.decode())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError):
-        raise UsageError(f"{path} is not TOML.") from None
+    except UnicodeDecodeError:
+        raise UsageError(f"{path} is not TOML: it is not UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:
+        # The place alone: what stands there may be a secret.
+        place = re.search(r"\(at (line \d+, column \d+|end of document)\)$", str(error))
+        raise UsageError(f"{path} is not TOML" + (f", at {place[1]}." if place else ".")) from None
     return parse_config(document, path.absolute().parent)
 
 
@@ -86,8 +92,8 @@ def parse_config(document: Mapping[str, Any], base: Path) -> Config:
     return config
 
 
-def _wrong(path: str, problem: str) -> UsageError:
-    return UsageError(f"The configuration is not valid: {path} {problem}.")
+def _wrong(path: str, problem: str, *, hint: str | None = None) -> UsageError:
+    return UsageError(f"The configuration is not valid: {path} {problem}.", hint=hint)
 
 
 def _table(kind: type[T], value: object, path: str, base: Path) -> T:
@@ -98,7 +104,11 @@ def _table(kind: type[T], value: object, path: str, base: Path) -> T:
     members = {one.name: one for one in fields(kind)}  # type: ignore[arg-type]
     for name in value:
         if name not in members:
-            raise _wrong(f"{prefix}{name}", "is not known")
+            close = difflib.get_close_matches(str(name), members, n=1)
+            hint = (
+                f"Did you mean {prefix}{close[0]}?" if close else "Known: " + ", ".join(members) + "."
+            )
+            raise _wrong(f"{prefix}{name}", "is not known", hint=hint)
     for name, one in members.items():
         if name not in value and one.default is MISSING and one.default_factory is MISSING:
             raise _wrong(f"{prefix}{name}", "is missing")

@@ -149,7 +149,9 @@ def _open(place: str, passphrase: SecretBytes | None) -> tuple[Any, Any]:
     try:
         found = _find(session, label)
         if not found:
-            raise NotFound(f"The HSM has no key {label}.")
+            raise NotFound(
+                f"The HSM has no key {label}.", hint="Make one: strongroom keyserver make-kek."
+            )
         if len(found) > 1:
             raise UsageError(f"Several keys in the HSM have the label {label}.")
         return session, _checked(found[0])

@@ -11,7 +11,7 @@ import os
 from pathlib import Path
 from typing import Final
 
-from strongroom.errors import AuditBroken, os_errors
+from strongroom.errors import AuditBroken, NotFound, os_errors
 from strongroom.format.encoding import dump_json, parse_json
 from strongroom.release.audit import Head
 
@@ -37,8 +37,15 @@ class Anchor:
         """
         self._path = path
         self._store = store
-        with os_errors(path):
-            self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            with os_errors(path):
+                self._descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        except NotFound as error:
+            error.hint = (
+                "A new replica, and a database that was restored on purpose, get one by "
+                "strongroom keyserver accept-head. Otherwise find out who has removed it."
+            )
+            raise
 
     @classmethod
     def create(cls, path: Path, store: str, head: Head) -> Anchor:

@@ -12,7 +12,6 @@ from sqlalchemy import Connection, inspect
 
 from strongroom.errors import UnsupportedVersion, UsageError
 from strongroom.keyserver.store.database import Database
-from strongroom.keyserver.store.tables import metadata
 
 __all__ = ["migrate"]
 
@@ -51,7 +50,7 @@ def _upgrade(connection: Connection, config: Config, script: ScriptDirectory) ->
             f"The database has schema {found}, of a newer release.",
             hint="Run that release, or restore a backup that this one wrote.",
         )
-    if found is None and set(inspect(connection).get_table_names()) & set(metadata.tables):
+    if found is None and set(inspect(connection).get_table_names()) - {"alembic_version"}:
         raise UsageError(
             "The database has tables of somebody else.",
             hint="Give the key server a database of its own.",

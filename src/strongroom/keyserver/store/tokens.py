@@ -55,6 +55,8 @@ class TokenRegister(Core):
             raise UsageError("The name of a token is a short text.")
         if expires is not None and not 0 < micros(expires) <= _LATEST:
             raise UsageError("The end of a token is a time between 1970 and 2255.")
+        if expires is not None and expires <= self._clock():
+            raise UsageError("The end of the token has passed already.")
         if ROLES.index(role) > (ROLES.index(actor.role) if actor.role in ROLES else -1):
             raise NotAuthorised(f"{actor.name} has the role {actor.role} and cannot give {role}.")
         id = random.token_hex(8)

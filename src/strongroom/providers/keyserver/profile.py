@@ -198,14 +198,16 @@ def _default_places(environ: Mapping[str, str]) -> list[str]:
     return [own, "/etc/strongroom/keyserver.json"]
 
 
-def _from_default_place(environ: Mapping[str, str]) -> Profile:
+def _from_default_place(environ: Mapping[str, str], uri: str | None) -> Profile:
     for place in _default_places(environ):
         try:
             return read_profile(place)
         except NotFound:
             continue
     raise NoKey(
-        "The key is in a key server, and there is no profile of one here.",
+        "There is no profile of a key server here."
+        if uri is None
+        else "The key is in a key server, and there is no profile of one here.",
         hint="Put the profile that the owner of the server gave you in "
         f"~/.config/strongroom/keyserver.json, or set {VARIABLE} to its path.",
     )
@@ -224,9 +226,9 @@ def find_profile(uri: str | None = None, environ: Mapping[str, str] = os.environ
     """
     place = environ.get(VARIABLE)
     if not place:
-        profile = _from_default_place(environ)
+        profile = _from_default_place(environ, uri)
     elif place.startswith("https:"):
-        profile = replace(_from_default_place(environ), reached_at=server_url(place), chosen=True)
+        profile = replace(_from_default_place(environ, uri), reached_at=server_url(place), chosen=True)
     elif place.startswith("unix:"):
         raise UsageError(
             f"{VARIABLE} names a key cache, which opens models and does nothing else.",
