@@ -1,6 +1,7 @@
 """Ray Serve on a Ray of two processors, with keys from the cache of its node (make test-integrations)."""
 
 import base64
+import contextlib
 import hashlib
 import http.client
 import json
@@ -360,10 +361,17 @@ def _kept(node):
     yield from (
         one for one in (node.place / "ray").rglob("*") if one.is_file() and not one.is_symlink()
     )
-    (raylet,) = [one for one in psutil.Process().children(recursive=True) if one.name() == "raylet"]
+    (raylet,) = [one for one in psutil.Process().children(recursive=True) if _name(one) == "raylet"]
     for one in Path(f"/proc/{raylet.pid}/fd").iterdir():
-        if "plasma" in os.readlink(one):
-            yield one
+        with contextlib.suppress(FileNotFoundError):  # closed since it was listed
+            if "plasma" in os.readlink(one):
+                yield one
+
+
+def _name(process):
+    with contextlib.suppress(psutil.Error):  # workers come and go
+        return process.name()
+    return None
 
 
 def test_the_configuration_file_of_the_page_is_one():

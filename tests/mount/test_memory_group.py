@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from mounts import PROGRAM, write_key_file
-from running import TIMEOUT, environment
+from running import TIMEOUT, environment, wait_for
 
 import strongroom
 
@@ -29,19 +29,28 @@ def own_group():
                     yield Path(place + path), limit
 
 
+def removed(place):
+    """Whether the group is gone; what has run there may not be over yet, and holds it until then."""
+    with contextlib.suppress(OSError):
+        place.rmdir()
+    return not place.exists()
+
+
 @contextlib.contextmanager
 def group_with_limit():
     """A new group below the one of this process; yields its directory and the file of its limit."""
     for above, limit in own_group():
-        place = above / f"strongroom-test-{os.getpid()}"
-        with contextlib.suppress(OSError):
+        place = above / f"strongroom-memory-{os.getpid()}"
+        try:
             place.mkdir()
-            try:
-                if (place / limit).exists():
-                    yield place, place / limit
-                    return
-            finally:
-                place.rmdir()
+        except OSError:
+            continue
+        try:
+            if (place / limit).exists():
+                yield place, place / limit
+                return
+        finally:
+            wait_for(lambda place=place: removed(place), "the end of the group")
     pytest.skip("no control group of memory can be made here")
 
 
