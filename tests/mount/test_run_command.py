@@ -160,6 +160,22 @@ def test_signals_are_passed_on(run, backend):
     assert running.end()[0] == 3
 
 
+EARLY = """
+import os, signal, sys
+from strongroom.mount.private import Privacy
+from strongroom.mount.run_keeper import Command, Keeper
+with Keeper(Command(["sleep", "100"], os.environ, sys.argv[1]), Privacy.NONE) as keeper:
+    keeper.send(signal.SIGTERM)
+    keeper.launch()
+    sys.exit(keeper.wait())
+"""
+
+
+def test_a_signal_before_the_command_is_there_is_not_lost(tmp_path):
+    done = subprocess.run([sys.executable, "-c", EARLY, tmp_path], timeout=TIMEOUT, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+
+
 def test_what_is_ignored_stays_so(run):
     nohup = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"]
     running = run(*shell("echo ready; read line; exit 5"), before=nohup)

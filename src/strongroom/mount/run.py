@@ -110,8 +110,9 @@ def run(job: Job) -> int:
             private.enter_mounts()
         with Keeper(job.command(directory), privacy) as keeper, ExitStack() as stack:
             _provide(job, backend, privacy, directory, stack)
-            keeper.launch()
+            # Before the command is there: who sees it may send it a signal at once.
             with _signals_passed(keeper.send), _cleared_when_ready(job, directory):
+                keeper.launch()
                 return keeper.wait()
 
 

@@ -174,7 +174,7 @@ def _supervise(command: Command, privacy: Privacy, control: socket.socket, mask:
     poll = select.poll()
     for one in (control, ended):
         poll.register(one, select.POLLIN)
-    child = 0
+    child, early = 0, list[int]()
     while True:
         for descriptor, _ in poll.poll():
             if descriptor == ended.fileno():
@@ -189,8 +189,12 @@ def _supervise(command: Command, privacy: Privacy, control: socket.socket, mask:
             for number in numbers:
                 if number == _LAUNCH:
                     child = _start(command, privacy, mask)
+                    for kept in early:
+                        os.kill(child, kept)
                 elif child:
                     os.kill(child, number)
+                else:
+                    early.append(number)
 
 
 def _reap(child: int) -> int | None:
@@ -216,6 +220,10 @@ def _start(command: Command, privacy: Privacy, mask: set[int]) -> int:
         for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGXFSZ):
             # Python ignores the last two, and what is ignored would be inherited.
             signal.signal(number, signal.SIG_DFL)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # One that has come already ends this process as it would end the command.
+            if signal.getsignal(number) != signal.SIG_IGN:
+                signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         os.closerange(3, os.sysconf("SC_OPEN_MAX"))
         os.execvpe(command.arguments[0], command.arguments, dict(command.environment))  # noqa: S606 - what the user asks to be run
