@@ -6,8 +6,8 @@
  *   action MODEL NUMBER | final MODEL     "ok", or "error CODE TEXT"
  *   together COUNT                        the next lines at once, each answered in its turn
  *   spoil FUNCTION                        which of the server's functions fails from now on; "spoil -" none
- *   major NUMBER                          of the interface
- *   close                                 as Triton does with the last model
+ *   version MAJOR MINOR                   of the interface
+ *   close                                 "closed": as Triton does with the last model
  *
  * At the end: "errors LEFT", those that nobody has deleted, and "log LINE" for each line of the log.
  */
@@ -42,7 +42,7 @@ typedef struct {
 
 static atomic_int errors;
 static const char *spoiled = "-";
-static uint32_t major_version;
+static uint32_t major_version, minor_version = 1;
 static void *library;
 static struct TRITONREPOAGENT_AgentModel models[MODELS];
 
@@ -65,7 +65,7 @@ SERVER TRITONSERVER_Error *TRITONSERVER_LogMessage(
 }
 
 SERVER TRITONSERVER_Error *TRITONREPOAGENT_ApiVersion(uint32_t *major, uint32_t *minor) {
-  *major = major_version, *minor = 1;
+  *major = major_version, *minor = minor_version;
   return fail_if("ApiVersion");
 }
 
@@ -175,11 +175,12 @@ int main(void) {
     } else if (!strncmp(line, "spoil ", 6)) {
       line[strcspn(line, "\n")] = 0;
       spoiled = line + 6;
-    } else if (!strncmp(line, "major ", 6)) {
-      major_version = atoi(line + 6);
+    } else if (sscanf(line, "version %u %u", &major_version, &minor_version) == 2) {
+      free(line);
     } else if (!strncmp(line, "close", 5)) {
       dlclose(library);
       library = NULL;
+      puts("closed");
     } else {
       Task tasks[MODELS] = {{line, NULL}};
       char verbs[MODELS] = {line[0]};

@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import threading
 from contextlib import contextmanager
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("agent_host.c")
 HEADERS = Path(__file__).parents[2] / "src" / "strongroom" / "triton" / "native"
 STRICT = ["-std=gnu11", "-Wall", "-Wextra", "-Werror", f"-I{HEADERS}"]
-LOAD, LOADED, FAILED, UNLOAD, UNLOADED = range(5)
+SECONDS = 120.0
+LOADED, FAILED, UNLOAD, UNLOADED = range(1, 5)
 
 
 def build(program):
@@ -70,6 +72,10 @@ def load(model, location, **parameters):
 def hosting(program, library=None, **environment):
     """Run it; at its end no error of the server's is left over, and it ends in order."""
     host = Host(program, **environment)
+    watchdog = threading.Timer(
+        SECONDS, host.process.kill
+    )  # of a host whose threads wait for one another
+    watchdog.start()
     try:
         if library:
             assert host.ask(f"open {library}") == "ok"
@@ -78,6 +84,7 @@ def hosting(program, library=None, **environment):
         assert re.fullmatch("errors 0", host.hear())
         assert host.process.wait(60) == 0
     finally:
+        watchdog.cancel()
         host.process.kill()
         host.process.wait()
         host.process.stdout.close()

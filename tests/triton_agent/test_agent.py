@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 
 import strongroom
+from strongroom import errors
 from strongroom.errors import UsageError
 from strongroom.model import owned_directory
 from strongroom.model.owned_directory import OwnedDirectory
-from strongroom.triton import agent, install
+from strongroom.triton import agent, install, parameters
 from strongroom.triton.parameters import Parameters
 
 KEY = bytes(32)
@@ -24,6 +25,8 @@ def memory():
     one = OwnedDirectory("/dev/shm", "strongroom-tests-")
     yield one.path
     one.remove()
+    assert not agent._placed
+    assert not agent._going
 
 
 @pytest.fixture
@@ -106,15 +109,20 @@ def test_a_configuration_that_was_sealed_too(model, key, memory):
     (place / "config.pbtxt").write_text(CONFIG)
     agent.load(1, str(place), True, said)
     agent.done(1)
-    (place / "config.pbtxt").write_text(CONFIG.upper())
-    with pytest.raises(agent.AgentError, match="another than was sealed"):
-        agent.load(1, str(place), True, said)
+    for another in (CONFIG.upper(), CONFIG + "#"):
+        (place / "config.pbtxt").write_text(another)
+        with pytest.raises(agent.AgentError, match="another than was sealed"):
+            agent.load(1, str(place), True, said)
+    assert os.listdir(memory) == []
 
 
 def test_a_configuration_beside_those_that_were_sealed(model, key, memory):
     """What --model-config-name would choose."""
     place = sealed(model, clear=["*.pbtxt"])
     (place / "configs").mkdir()
+    (place / "configs" / "README").write_text("Triton reads none of this.")
+    agent.load(1, str(place), True, {"key": key, "directory": memory})
+    agent.done(1)
     (place / "configs" / "mine.pbtxt").write_text(CONFIG)
     with pytest.raises(agent.AgentError, match=r"configs/mine.pbtxt: the model was sealed without it"):
         agent.load(1, str(place), True, {"key": key, "directory": memory})
@@ -134,6 +142,47 @@ def test_any_configuration_where_the_owner_says_so(model, key, memory):
     (place / "config.pbtxt").write_text("name: 'other'")
     assert agent.load(1, str(place), True, {"key": key, "directory": memory}).startswith(memory)
     agent.done(1)
+
+
+def test_no_other_configuration_where_the_owner_says_something_else(model, key, memory):
+    (model / "config.pbtxt").unlink()
+    place = sealed(model, meta={"triton.config": "mine"})
+    (place / "config.pbtxt").write_text(CONFIG)
+    with pytest.raises(agent.AgentError, match="sealed without it"):
+        agent.load(1, str(place), True, {"key": key, "directory": memory})
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (errors.Unavailable("The key server does not answer."), 4),
+        (errors.NotFound("No such file."), 2),
+        (errors.UsageError("No such parameter."), 3),
+        (errors.StorageError("No room."), 4),
+        (errors.InvalidKey("Not a key."), 1),
+    ],
+)
+def test_the_code_tells_what_kind_of_error(monkeypatch, error, code):
+    def failing(*arguments):
+        raise error
+
+    monkeypatch.setattr(agent, "open_model", failing)
+    with pytest.raises(agent.AgentError) as caught:
+        agent.load(1, "/models/m", True, {})
+    assert (str(caught.value), caught.value.code) == (f"strongroom: {error}", code)
+
+
+def test_room_is_asked_for_before_anything_is_written(model, key, memory, monkeypatch):
+    asked, made = [], agent.OwnedDirectory
+
+    def note(*arguments):
+        asked.append(arguments[2])
+        return made(*arguments)
+
+    monkeypatch.setattr(agent, "OwnedDirectory", note)
+    agent.load(1, str(sealed(model, clear=["*.pbtxt"])), True, {"key": key, "directory": memory})
+    agent.done(1)
+    assert asked == [(1 << 20) + len(CONFIG)]
 
 
 def test_a_repository_in_an_object_store(key, memory):
@@ -201,7 +250,6 @@ def test_the_end_of_a_load_that_failed_tries_again(model, key, memory, stubborn,
 def test_what_the_killed_left_is_swept_once_it_can_be(model, key, memory, stubborn, monkeypatch):
     log = []
     monkeypatch.setattr(agent, "_log", lambda level, text: log.append((level, text)))
-    monkeypatch.setattr(agent, "_swept", set())
     left = [Path(memory, f"strongroom-triton-{name}") for name in ("stays", "goes")]
     for one in left:
         (one / "1").mkdir(parents=True)
@@ -261,6 +309,24 @@ def test_an_empty_passphrase(tmp_path):
         Parameters(passphrase_file=str(tmp_path / "words")).key_source()
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("first\nsecond\n", b"first"), ("first\r\n", b"first"), ("first", b"first")],
+)
+def test_a_passphrase_is_the_first_line(tmp_path, monkeypatch, content, words):
+    monkeypatch.setattr(parameters, "Passphrase", lambda found: found)
+    (tmp_path / "words").write_bytes(content.encode())
+    said = Parameters.parse({"passphrase_file": str(tmp_path / "words"), "key": ""})
+    assert said.key_source() == words
+    assert Parameters.parse({"passphrase_file": "", "key": "", "wipe": "unload"}).key_source() is None
+
+
+def test_a_passphrase_without_an_end(tmp_path):
+    (tmp_path / "words").write_bytes(b"w" * (1 << 16))
+    with pytest.raises(errors.InvalidKey, match="at most 65536 bytes"):
+        Parameters(passphrase_file=str(tmp_path / "words")).key_source()
+
+
 def run(*arguments, **environment):
     command = [sys.executable, "-m", "strongroom", "triton", "install", *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
@@ -275,6 +341,11 @@ def test_install(tmp_path):
     content = library.read_bytes()
     assert install.shared_python().encode() in content
     assert sys.executable.encode() in content
+
+
+def test_a_place_with_characters_that_c_knows(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "executable", '/opt/a "b" \\c/python')
+    assert sys.executable.encode() + b"\0" in Path(install.install(str(tmp_path))).read_bytes()
 
 
 def test_without_a_compiler(tmp_path):

@@ -93,9 +93,10 @@ def test_a_server_that_fails(program, library, sealed, said, memory):
 
 def test_another_interface(program, library):
     with hosting(program) as host:
-        host.tell("major 1")
-        assert host.ask(f"open {library}").startswith("error 5 strongroom: this Triton has another")
-        host.tell("major 0", "spoil ApiVersion")
+        for version in ("1 1", "0 0"):
+            host.tell(f"version {version}")
+            assert host.ask(f"open {library}").startswith("error 5 strongroom: this Triton has another")
+        host.tell("version 0 1", "spoil ApiVersion")
         assert host.ask(f"open {library}") == "error 1 ApiVersion"
 
 
@@ -121,7 +122,8 @@ def test_opened_and_closed_again(program, library, sealed, said, memory):
         for _ in range(3):
             assert host.load(1, sealed, **said).startswith(str(memory))
             assert host.final(1) == "ok"
-            host.tell("close")
+            assert host.ask("close") == "closed"
+            assert str(library) in Path(f"/proc/{host.process.pid}/maps").read_text()
             assert host.ask(f"open {library}") == "ok"
 
 

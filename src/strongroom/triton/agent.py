@@ -61,7 +61,6 @@ _placed: dict[int, _Placed] = {}
 _going: list[OwnedDirectory] = []
 """What could not be removed: the next end of a load, or of a model, tries again."""
 
-_swept: set[str] = set()
 _lock = threading.Lock()
 
 
@@ -116,24 +115,20 @@ def _log(level: int, message: str) -> None:
 def start(model: int = 0) -> None:
     """Before the first model: what killed servers left in ``/dev/shm`` goes. ``model`` is none."""
     with _told_to_triton():
-        _sweep_once(Parameters().directory)
+        _sweep(Parameters().directory)
 
 
-def _sweep_once(directory: str) -> None:
-    if directory in _swept:
-        return
+def _sweep(directory: str) -> None:
     try:
         if found := sweep(directory, _PREFIX):
             _log(
                 _LOG_WARN, f"strongroom: removed what servers had left that were killed: {found} models"
             )
     except NotFound:
-        return  # said when it is needed
+        pass  # said when it is needed
     except StrongroomError as error:
         # It keeps no model from being served; the next load tries again.
         _log(_LOG_ERROR, f"strongroom: {_text(error)}")
-        return
-    _swept.add(directory)
 
 
 def load(model: int, location: str, local: bool, said: Mapping[str, str]) -> str:
@@ -155,7 +150,7 @@ def load(model: int, location: str, local: bool, said: Mapping[str, str]) -> str
                 "The repository agent reads sealed models of local repositories.",
                 hint="Copy the repository to a disk, which may be anybody's: it is sealed.",
             )
-        _sweep_once(parameters.directory)
+        _sweep(parameters.directory)
         with open_model(location, lambda: sources.identities(parameters.key_source())) as sealed:
             check_configuration(sealed, location)
             place = OwnedDirectory(parameters.directory, _PREFIX, sealed.size)
