@@ -43,7 +43,9 @@ def served(cli, here):
         started.append(process)
         end = time.monotonic() + 60
         while True:
-            lines = [json.loads(line) for line in (here / "log").read_text().splitlines()]
+            # Of the last line there may be a part.
+            whole = (here / "log").read_text().rpartition("\n")[0]
+            lines = [json.loads(line) for line in whole.splitlines()]
             listening = [line for line in lines if line["event"] == "listening"]
             settled = [line for line in lines if line.get("state") == "AVAILABLE" or line.get("code")]
             if listening and settled:
@@ -164,6 +166,9 @@ def test_what_is_asked_for_wrongly(cli, here):
         (("m=a", "--tls-cert", "c.pem"), "takes a certificate and its key"),
         (("m=a", "--rest-port", "70000"), "from 0 to 65535"),
         (("m=a", "--rest-port", "8500"), "a port each"),
+        (("m=a", "--rest_api_port", "8500"), "a port each"),
+        (("m=a", "--port=70000"), "from 0 to 65535"),
+        (("--model_config_file", "nowhere.config"), "nowhere.config"),
         (("m=a", "--management-host", "::1"), "takes a --management-port"),
         (("m=a", "--admin", "subject:CN=a"), "clients show none"),
         (("m=a", "--max-request-bytes", "1"), "1024"),
@@ -174,6 +179,15 @@ def test_what_is_asked_for_wrongly(cli, here):
         found = cli("serve", *arguments)
         assert found.code == 2, found
         assert says in found.error()
+
+
+def test_a_port_that_is_taken(cli):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        found = cli("serve", "m=a", "--rest-port", port, "--grpc-port", "0")
+    assert found.code == 7
+    assert f"port {port}: address already in use" in found.error()
+    assert "take another port" in found.error()
 
 
 HIDE = """
