@@ -15,7 +15,16 @@ from strongroom.cli.background import Background
 from strongroom.cli.keyring import opener
 from strongroom.cli.log import log_file, log_to, standard_error, system_log
 from strongroom.cli.terminal import size_text
-from strongroom.cli.verb import Key, NativeCode, PassphraseFd, PassphraseOpens, Quiet, flag, verb
+from strongroom.cli.verb import (
+    Key,
+    NativeCode,
+    PassphraseFd,
+    PassphraseOpens,
+    Preload,
+    Quiet,
+    flag,
+    verb,
+)
 from strongroom.errors import UsageError
 
 __all__ = ["register"]
@@ -47,6 +56,7 @@ def mount(
             "shared then (ENODEV), and what is read again is decrypted again.",
         ),
     ] = False,
+    preload: Preload = False,
     allow_other: Annotated[
         bool, flag("--allow-other", help="Let other users read, and root; without it only you can.")
     ] = False,
@@ -100,6 +110,7 @@ def mount(
             page_cache=not no_page_cache,
             allow_other=allow_other,
             allow_native_code=allow_native_code,
+            preload=preload,
         ) as shown,
     ):
         files = sum(not node.is_folder for node in tree)

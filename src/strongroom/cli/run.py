@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 from typing import TYPE_CHECKING, Annotated, Final, Literal
@@ -16,6 +17,7 @@ from strongroom.cli.verb import (
     NativeCode,
     PassphraseFd,
     PassphraseOpens,
+    Preload,
     Quiet,
     parse_pairs,
     verb,
@@ -65,6 +67,7 @@ def run(
             "possible, in this order.",
         ),
     ] = "auto",
+    preload: Preload = False,
     wipe_when: Annotated[
         str | None,
         typer.Option(
@@ -115,7 +118,7 @@ def run(
     if shutil.which(command[0], path=search) is None and "{models}" not in command[0]:
         print_error(f"There is no program {command[0]} that could be run.", None)
         raise typer.Exit(_NOT_FOUND)
-    log_to(LOG, standard_error(dated=False))
+    log_to(LOG, standard_error(dated=False), logging.WARNING if quiet else logging.INFO)
     job = Job(
         arguments=command,
         environment=environment,
@@ -124,6 +127,7 @@ def run(
         backend=backend,
         ready=_readiness(wipe_when),
         native_code=allow_native_code,
+        preload=preload,
         say=lambda text: None if quiet else note(plain(text)),
         warn=lambda text: note(plain(text), label="warning: "),
     )

@@ -26,6 +26,7 @@ __all__ = [
     "Output",
     "PassphraseFd",
     "PassphraseOpens",
+    "Preload",
     "Quiet",
     "RecipientFile",
     "RecipientOption",
@@ -116,6 +117,14 @@ Force = Annotated[bool, flag("--force", help="Replace what is at DST.")]
 NativeCode = Annotated[
     bool,
     flag("--allow-native-code", help="Let programs and libraries in the models be run from there."),
+]
+Preload = Annotated[
+    bool,
+    flag(
+        "--preload",
+        help="Decrypt all files into the kernel's page cache in the background, as far as there is room: "
+        "the first program that reads them finds them there.",
+    ),
 ]
 Json = Annotated[bool, flag("--json", help="Print JSON, for scripts.")]
 Quiet = Annotated[bool, flag("-q", "--quiet", help="Print errors only.")]

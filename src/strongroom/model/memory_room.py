@@ -14,7 +14,7 @@ from typing import Final
 
 from strongroom.errors import StorageError
 
-__all__ = ["check_room"]
+__all__ = ["check_room", "memory_left"]
 
 _ESCAPE: Final = re.compile(r"\\([0-7]{3})")
 _UNLIMITED: Final = 1 << 60
@@ -47,6 +47,15 @@ def check_room(size: int, *, swapped: bool, proc: str = "/proc") -> None:
                 f"This takes {size} bytes of memory, and the control group {group} has {room} left.",
                 hint="Raise its limit (docker run --memory, resources.limits.memory, MemoryMax=).",
             )
+
+
+def memory_left(proc: str = "/proc") -> int:
+    """Bytes that files can take in memory before the kernel takes others back, or kills somebody.
+
+    Pages that it keeps of files on disks count as free, those that were filled with this in mind too.
+    """
+    available = _numbers(f"{proc}/meminfo", unit=1024).get("MemAvailable", _UNLIMITED)
+    return min(available, *(room for _, room in _groups(proc)), _UNLIMITED)
 
 
 def _numbers(path: str, unit: int = 1) -> dict[str, int]:

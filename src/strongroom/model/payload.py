@@ -246,6 +246,11 @@ class SealedContent:
         last = self._layout[min(first + self._group, self._layout.count) - 1]
         return self._layout[first].plaintext, last.plaintext + last.size
 
+    @property
+    def at_once(self) -> int:
+        """Bytes to read at once of all of it, in order: as many requests as the source likes."""
+        return self._group * self._layout.segment * (self._source.threads or 1)
+
     def release_memory(self) -> None:
         """Give up the buffers that wait for the next read."""
         with self._lock:
@@ -300,6 +305,11 @@ class ClearContent:
         """As of sealed content; here any will do."""
         start = offset // _PIECE * _PIECE
         return start, min(start + _PIECE, self.size)
+
+    @property
+    def at_once(self) -> int:
+        """As of sealed content; it is in memory."""
+        return _PIECE
 
     def release_memory(self) -> None:
         """What was compared stays."""

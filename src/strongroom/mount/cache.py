@@ -11,7 +11,7 @@ from typing import Final
 from strongroom.model.memory import address_of, allocate
 from strongroom.mount.tree import Node
 
-__all__ = ["CACHE_BYTES", "Block", "BlockCache"]
+__all__ = ["CACHE_BYTES", "Block", "BlockCache", "new_buffer", "wipe"]
 
 CACHE_BYTES: Final = 64 << 20
 """What a reader of one file has under way is 8 MiB; this is for some readers at once."""
@@ -22,14 +22,16 @@ _UNIT: Final = 64 << 10
 _LIBC: Final = ctypes.CDLL(None)
 
 
-def _new_buffer(size: int) -> memoryview:
+def new_buffer(size: int) -> memoryview:
+    """Memory for plaintext: to be wiped."""
     buffer = allocate(size)
     # As far as RLIMIT_MEMLOCK goes: what is locked is not swapped.
     _LIBC.mlock(ctypes.c_void_p(address_of(buffer)), ctypes.c_size_t(size))
     return buffer
 
 
-def _wipe(buffer: memoryview) -> None:
+def wipe(buffer: memoryview) -> None:
+    """Leave nothing in it."""
     ctypes.memset(address_of(buffer), 0, len(buffer))
 
 
@@ -143,14 +145,14 @@ class BlockCache:
                 return oldest.buffer
             self._discard(oldest)
         self._size += size
-        return _new_buffer(size)
+        return new_buffer(size)
 
     def _remove(self, block: Block) -> None:
         del self._blocks[block.key]
         self._spent.pop(block.key, None)
 
     def _discard(self, block: Block) -> None:
-        _wipe(block.buffer)
+        wipe(block.buffer)
         self._size -= len(block.buffer)
 
     def release(self, block: Block, read: int = 0) -> None:

@@ -18,6 +18,7 @@ from typing import Final
 from strongroom.errors import NotFound, StorageError, UsageError, os_errors
 from strongroom.mount import protocol
 from strongroom.mount.cache import CACHE_BYTES, BlockCache
+from strongroom.mount.preload import Preload
 from strongroom.mount.server import LOG, Server
 from strongroom.mount.tree import Tree
 
@@ -227,6 +228,7 @@ def mounted(
     allow_other: bool = False,
     allow_native_code: bool = False,
     cache_bytes: int = CACHE_BYTES,
+    preload: bool = False,
 ) -> Iterator[Mount]:
     """Show ``tree`` at ``directory``, read-only, until the block is left; then nothing of it is kept.
 
@@ -241,10 +243,15 @@ def mounted(
             root.
         allow_native_code: let machine code be run and mapped from it.
         cache_bytes: of plaintext that this process keeps while files are open.
+        preload: fill the page cache in the background, as far as there is room.
 
     Raises:
-        NotFound, UsageError: not there, or FUSE cannot be used here.
+        NotFound, UsageError: not there, or FUSE cannot be used here; or no page cache to preload.
     """
+    if preload and not page_cache:
+        raise UsageError(
+            "Without the page cache there is nothing to preload.", hint="Leave out one of both."
+        )
     place = _checked_directory(os.fspath(directory))
     options = ["default_permissions", f"max_read={protocol.MAX_READ}"]
     if allow_other:
@@ -253,6 +260,7 @@ def mounted(
     cache = BlockCache(cache_bytes)
     device = _open_and_mount(place, options, flags)
     server = Server(tree, device, page_cache=page_cache, everybody=allow_other, cache=cache)
+    preloading = Preload(server, tree, place) if preload else None
     try:
         try:
             server.begin(_READAHEAD)
@@ -261,11 +269,16 @@ def mounted(
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
             raise StorageError(f"{place}: the kernel does not answer: {reason}.") from None
+        if preloading:
+            preloading.start()
         yield Mount(place, server)
     finally:
+        if preloading:
+            preloading.stop()
         _end(place, server)
         cache.drop()
-        if server.join(_JOIN_SECONDS):
+        # Who may still write to it would write to what is opened next under its number.
+        if server.join(_JOIN_SECONDS) and (preloading is None or preloading.join(_JOIN_SECONDS)):
             os.close(device)
             os.close(server.ended)
 

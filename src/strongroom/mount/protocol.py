@@ -32,6 +32,7 @@ __all__ = [
     "parse_read",
     "parse_request",
     "statfs_answer",
+    "store_header",
 ]
 
 BUFFER: Final = 8192
@@ -72,6 +73,8 @@ _STATFS: Final = struct.Struct("=5Q4I24x")
 _DIRENT: Final = struct.Struct("=QQII")
 _INVALIDATE: Final = struct.Struct("=Qqq")
 _INVALIDATE_INODE: Final = 2
+_STORE_OUT: Final = struct.Struct("=QQII")
+_STORE: Final = 4
 
 HEADER: Final = _OUT.size
 
@@ -214,3 +217,12 @@ def directory_entry(number: int, position: int, name: bytes, *, folder: bool) ->
 def invalidation(number: int) -> bytes:
     """A word to the kernel: forget what you have read of the node."""
     return _OUT.pack(HEADER + _INVALIDATE.size, _INVALIDATE_INODE, 0) + _INVALIDATE.pack(number, 0, 0)
+
+
+def store_header(number: int, offset: int, size: int) -> bytes:
+    """What precedes ``size`` bytes of the node that the kernel shall keep as if it had read them.
+
+    A page of which it is given a part alone is read all the same.
+    """
+    whole = HEADER + _STORE_OUT.size + size
+    return _OUT.pack(whole, _STORE, 0) + _STORE_OUT.pack(number, offset, size, 0)

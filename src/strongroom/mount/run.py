@@ -49,6 +49,7 @@ class Job:
             then forgets the keys; ``auto`` takes the first that is possible.
         ready: with ``tmpfs``, when to remove the files.
         native_code: let machine code be run and mapped from the directory.
+        preload: with ``fuse``, decrypt all files into the page cache in the background.
         say: told of what happens, in a sentence.
         warn: told of what is weaker here than elsewhere, in a sentence.
     """
@@ -60,6 +61,7 @@ class Job:
     backend: Backend
     ready: Readiness | None
     native_code: bool
+    preload: bool
     say: Callable[[str], None]
     warn: Callable[[str], None]
 
@@ -121,6 +123,10 @@ def _chosen(job: Job, privacy: Privacy) -> Backend:
         raise UsageError(
             "With FUSE no files lie anywhere that could be wiped.", hint="Use --backend tmpfs."
         )
+    if job.preload and (job.backend == "tmpfs" or job.ready):
+        raise UsageError(
+            "With tmpfs all files are in memory before the program starts.", hint="Leave out --preload."
+        )
     problem = "mounting is not allowed here" if privacy == Privacy.NONE else fuse.available()
     if job.backend == "fuse" and problem:
         raise UsageError(f"FUSE cannot be used: {problem}.", hint="Use --backend tmpfs.")
@@ -134,7 +140,11 @@ def _provide(job: Job, backend: Backend, privacy: Privacy, directory: str, stack
     tree = stack.enter_context(job.open_tree())
     if backend == "fuse":
         # Nobody but the command and what it starts can get there, under whatever user they run.
-        options = {"allow_other": True, "allow_native_code": job.native_code}
+        options = {
+            "allow_other": True,
+            "allow_native_code": job.native_code,
+            "preload": job.preload,
+        }
         try:
             stack.enter_context(fuse.mounted(tree, directory, **options))
         except UsageError:

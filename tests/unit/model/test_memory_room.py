@@ -3,7 +3,7 @@
 import pytest
 
 from strongroom.errors import StorageError
-from strongroom.model.memory_room import check_room
+from strongroom.model.memory_room import check_room, memory_left
 
 MIB = 1 << 20
 
@@ -111,6 +111,7 @@ def test_control_groups(tmp_path, layout):
         check_room(1 << 39, swapped=False, proc=proc)
         return
     check_room(room, swapped=False, proc=proc)
+    assert memory_left(proc) == room
     with pytest.raises(StorageError, match=f"control group {group} has {room} left") as caught:
         check_room(room + 1, swapped=False, proc=proc)
     assert "--memory" in caught.value.hint
@@ -120,6 +121,7 @@ def test_the_machine(tmp_path):
     proc = lay_out(tmp_path, cgroup=[], mounts=[], available=4 * MIB, swap=2 * MIB)
     check_room(4 * MIB, swapped=False, proc=proc)
     check_room(6 * MIB, swapped=True, proc=proc)
+    assert memory_left(proc) == 4 * MIB
     for size, swapped in ((4 * MIB + 1, False), (6 * MIB + 1, True)):
         with pytest.raises(StorageError, match=f"{4 * MIB} are available"):
             check_room(size, swapped=swapped, proc=proc)
@@ -127,3 +129,4 @@ def test_the_machine(tmp_path):
 
 def test_where_nothing_is_said(tmp_path):
     check_room(1 << 40, swapped=False, proc=str(tmp_path))
+    assert memory_left(str(tmp_path)) >= 1 << 40
