@@ -433,3 +433,17 @@ def test_whatever_bytes_are_described_or_refused(kind):
         assert all(isinstance(name, str) and isinstance(value, str) for name, value in flat(said))
 
     check()
+
+
+def test_errors_say_what_to_do(cli, here):
+    (here / "plain.txt").write_bytes(b"hello")
+    quote = DATA / "dcap/tdx_v4.bin"
+    missing = cli("attest", "verify", "--kind", "tdx", "--evidence", quote)
+    assert "hint: Give it with --endorsements" in missing.err
+    for verb in (["verify", "--evidence"], ["show"]):
+        wrong = cli("attest", *verb, "plain.txt", "--kind", "tdx")
+        assert "hint: Is it evidence of the kind tdx?" in wrong.err
+    arguments = ("attest", "verify", "--kind", "snp", "--evidence", DATA / "snp/milan_v3.bin")
+    other = cli(*arguments, "--endorsements", "plain.txt")
+    assert "This is not a certificate: it is neither PEM nor DER." in other.err
+    assert "Is it evidence" not in other.err

@@ -4,6 +4,8 @@ import zipfile
 import pytest
 
 from strongroom.cli.measure import Measurement
+from strongroom.errors import MissingExtra
+from strongroom.loaders import registry
 
 _WHY = "the load of a safetensors file is measured, as torch tensors"
 torch = pytest.importorskip("torch", reason=_WHY)
@@ -55,6 +57,17 @@ def test_a_model_that_no_loader_knows(cli, key, sealed):
     result = cli("bench", sealed, "-k", key, "--runs", 1, "--framework", "nonsense")
     assert result.code == 2
     assert "nonsense" in result.error()
+
+
+def test_a_framework_that_is_not_installed(cli, key, tensors, monkeypatch):
+    def load(*arguments, **options):
+        raise MissingExtra("Loading a model for PyTorch", "torch")
+
+    monkeypatch.setattr(registry, "load", load)
+    result = cli("bench", tensors, "-k", key, "--runs", 1, "-q")
+    assert result.code == 0
+    assert "load was not measured: " in result.out
+    assert 'pip install "strongroom[torch]"' in result.out
 
 
 def test_machine_code_that_is_only_found_is_not_run(cli, key, here):

@@ -4,6 +4,12 @@ import ssl
 import stat
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+)
 
 from strongroom.pki.certificates import hosts_of
 
@@ -103,16 +109,49 @@ def test_inspection(cli, place):
     listed = json.loads(cli("pki", "inspect", "pki/server.chain.pem", "--json").out)
     assert [one["ca"] for one in listed] == [False, True]
     assert listed[0]["problems"] and not listed[1]["problems"]
-    assert cli("pki", "inspect", "pki/ca.key").code == 4
     assert cli("pki", "inspect", "missing.pem").code == 2
 
 
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "This is a private key."),
+        (b"x" * 100, "There is no certificate in it that can be read."),
+        (b"", "There is no certificate in it that can be read."),
+        (b"-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n", "This is a request for a certificate"),
+        (b"-----BEGIN PUBLIC KEY-----\r\nAAAA\r\n", "This is a public key."),
+        (b"-----BEGIN X509 CRL-----\nAAAA\n", "This is a revocation list."),
+    ],
+)
+def test_inspection_of_another_file(cli, place, here, content, sentence):
+    (here / "file").write_bytes((place / "ca.key").read_bytes() if content is None else content)
+    done = cli("pki", "inspect", "file")
+    assert done.code == 4
+    assert f"file: {sentence}" in done.err
+    assert "hint: Certificates are PEM" in done.err
+    assert "PRIVATE" not in done.err
+
+
 def test_without_a_ca(cli, here):
-    assert cli("pki", "server", "pki", "localhost").code == 2
+    missing = cli("pki", "server", "pki", "localhost")
+    assert missing.code == 2
+    assert "pki/ca.pem: no such file" in missing.err
+    assert "hint: Make a CA first: strongroom pki init pki" in missing.err
     (here / "pki").mkdir()
     (here / "pki" / "ca.pem").write_text("x")
     (here / "pki" / "ca.key").write_text("x")
-    assert cli("pki", "server", "pki", "localhost").code == 4
+    wrong = cli("pki", "server", "pki", "localhost")
+    assert wrong.code == 4 and "certificate cannot be read" in wrong.err
+
+
+def test_a_key_of_the_ca_that_is_none(cli, place):
+    (place / "ca.key").write_text("x")
+    assert "is no private key in PEM" in cli("pki", "client", "pki", "loader").err
+    key = ec.generate_private_key(ec.SECP256R1())
+    under = key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, BestAvailableEncryption(b"passphrase"))
+    (place / "ca.key").write_bytes(under)
+    done = cli("pki", "client", "pki", "loader")
+    assert done.code == 4 and "is under a passphrase" in done.err
 
 
 def test_a_key_that_is_sealed_before_it_is_written(cli, place, here):

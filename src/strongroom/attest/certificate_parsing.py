@@ -89,7 +89,7 @@ def load_certificates(data: bytes) -> tuple[x509.Certificate, ...]:
                 _read(certificate)
             return tuple(found)
     except UNREADABLE as error:
-        raise MalformedEvidence(f"This is not a certificate: {_reason(error)}.") from None
+        raise MalformedEvidence(f"This is not a certificate: {_why(error, data)}.") from None
 
 
 def _read(certificate: x509.Certificate) -> None:
@@ -128,6 +128,14 @@ def _reason(error: Exception) -> str:
     return " ".join(str(error).split()).rstrip(".")[:200] or type(error).__name__
 
 
+def _why(error: Exception, data: bytes) -> str:
+    """The parser's reason; for what is in none of the encodings, a sentence that says so."""
+    data = data.lstrip()
+    if not data.startswith((_PEM, b"\x30")):
+        return "it is neither PEM nor DER"
+    return _reason(error)
+
+
 def load_certificate(data: bytes) -> x509.Certificate:
     """The one certificate in PEM or DER.
 
@@ -157,4 +165,4 @@ def load_crl(data: bytes) -> x509.CertificateRevocationList:
             _ = crl.issuer
             return crl
     except UNREADABLE as error:
-        raise MalformedEvidence(f"This is not a revocation list: {_reason(error)}.") from None
+        raise MalformedEvidence(f"This is not a revocation list: {_why(error, data)}.") from None

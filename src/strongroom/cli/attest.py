@@ -20,7 +20,7 @@ from strongroom.attest.limits import MAX_ENDORSEMENTS
 from strongroom.attest.roots import Roots, production
 from strongroom.attest.verify import Context, verify
 from strongroom.cli import attest_collect, attest_measure, attest_show
-from strongroom.cli.attest_files import Kind, read_evidence, read_limited
+from strongroom.cli.attest_files import Kind, advised, read_evidence, read_limited
 from strongroom.cli.attest_show import flat, value_rows
 from strongroom.cli.policy_files import read_policy
 from strongroom.cli.terminal import note, plain, print_json, report, shown
@@ -232,7 +232,9 @@ def attest_verify(
     wanted = None if policy is None else read_policy(policy)
     context = Context(now, _roots(test_root, found.kind), _directory(endorsements or ()))
     try:
-        claims, decision = _verdict(found, context, expected, wanted)
+        # What is malformed can be an endorsement too.
+        with advised(None if endorsements else kind):
+            claims, decision = _verdict(found, context, expected, wanted)
     except EvidenceError as error:
         if json:
             print_json({"authentic": False, "acceptable": None, "reason": error.message})

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -12,10 +13,10 @@ from strongroom.attest.evidence import Evidence
 from strongroom.attest.limits import MAX_ENDORSEMENTS, MAX_EVIDENCE
 from strongroom.attest.registry import KINDS
 from strongroom.cli.terminal import binary_input, shown
-from strongroom.errors import MalformedEvidence, UsageError, os_errors
+from strongroom.errors import MalformedEvidence, MissingEndorsement, UsageError, os_errors
 from strongroom.format.encoding import parse_json
 
-__all__ = ["Kind", "parse_hex", "read_evidence", "read_limited"]
+__all__ = ["Kind", "advised", "parse_hex", "read_evidence", "read_limited"]
 
 Kind = Annotated[
     str | None,
@@ -88,6 +89,25 @@ def read_evidence(path: str, kind: str | None, endorsements: Sequence[str] = ())
     if not evidence.data:
         raise MalformedEvidence("The evidence is empty.")
     return Evidence(evidence.kind, evidence.data, given or evidence.endorsements)
+
+
+@contextmanager
+def advised(kind: str | None) -> Iterator[None]:
+    """Errors of verifiers, which know of no command line, with hints that do.
+
+    Args:
+        kind: that was given for raw bytes, which may be of another one.
+    """
+    try:
+        yield
+    except MissingEndorsement as error:
+        if "source of endorsements" in (error.hint or ""):
+            error.hint = "Give it with --endorsements, a file or a directory of them."
+        raise
+    except MalformedEvidence as error:
+        if kind is not None and error.hint is None:
+            error.hint = f"Is it evidence of the kind {kind}? There are: {', '.join(KINDS)}."
+        raise
 
 
 def parse_hex(text: str, option: str) -> bytes:

@@ -10,7 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 from strongroom.cli.attest_describe import describe
-from strongroom.cli.attest_files import Kind, read_evidence
+from strongroom.cli.attest_files import Kind, advised, read_evidence
 from strongroom.cli.terminal import plain, print_json, report, shown
 from strongroom.cli.verb import Json, verb
 
@@ -68,7 +68,8 @@ def show(
     Anybody can have written it: for a verdict, see strongroom attest verify.
     """
     evidence = read_evidence(file, kind)
-    says = describe(evidence)
+    with advised(kind):
+        says = describe(evidence)
     if json:
         print_json(
             {

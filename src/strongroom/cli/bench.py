@@ -142,7 +142,7 @@ def _measure_load(
     except (UnknownFramework, MissingExtra) as error:
         if framework is not None:
             raise
-        return error.message
+        return f"{error.message} {error.hint}" if error.hint else error.message
     except StrongroomError:
         raise
     except Exception as error:  # the framework's own; its text could quote the model

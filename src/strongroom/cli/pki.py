@@ -28,7 +28,7 @@ from strongroom.cli.verb import (
     utf8,
     verb,
 )
-from strongroom.errors import AlreadyExists, NotAuthentic, UsageError, os_errors
+from strongroom.errors import AlreadyExists, InvalidKey, NotAuthentic, NotFound, UsageError, os_errors
 from strongroom.format.limits import DEFAULT_SEGMENT
 from strongroom.format.paths import SEALED_SUFFIX
 from strongroom.keys import Recipient
@@ -142,8 +142,16 @@ def init(
 
 
 def _authority(place: str) -> tuple[bytes, bytes]:
-    with os_errors(place):
-        return (Path(place) / _CA).read_bytes(), (Path(place) / _CA_KEY).read_bytes()
+    found = []
+    for name in (_CA, _CA_KEY):
+        path = os.path.join(place, name)
+        try:
+            with os_errors(path):
+                found.append(Path(path).read_bytes())
+        except NotFound as error:
+            error.hint = f"Make a CA first: strongroom pki init {place}"
+            raise
+    return found[0], found[1]
 
 
 def _files(place: str, prefix: str | None, name: str) -> dict[str, str]:
@@ -307,7 +315,11 @@ def inspect(
             data = file.read(_MAX_FILE + 1)
         if len(data) > _MAX_FILE:
             raise UsageError(f"{path} is too large for certificates.")
-        found += [(path, one) for one in inspect_certificates(data, _now())]
+        try:
+            found += [(path, one) for one in inspect_certificates(data, _now())]
+        except InvalidKey as error:
+            error.within(path)
+            raise
     if json:
         print_json([_as_json(path, one) for path, one in found])
     else:

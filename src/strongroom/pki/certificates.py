@@ -12,6 +12,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -139,9 +140,16 @@ def _alternative_name(host: str) -> x509.GeneralName:
 def _authority(ca: bytes, ca_key: bytes) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
     try:
         authority = x509.load_pem_x509_certificate(ca)
+    except ValueError:
+        raise InvalidKey("The CA's certificate cannot be read: it is not in PEM.") from None
+    try:
         signer = load_pem_private_key(ca_key, None)
-    except (ValueError, TypeError):
-        raise InvalidKey("The CA's certificate or key cannot be read.") from None
+    except TypeError:
+        raise InvalidKey(
+            "The CA's key is under a passphrase, which nobody is asked for here."
+        ) from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise InvalidKey("The CA's key cannot be read: it is no private key in PEM.") from None
     if not isinstance(signer, ec.EllipticCurvePrivateKey):
         raise InvalidKey("The CA's key is not an elliptic-curve key.")
     if signer.public_key() != authority.public_key():

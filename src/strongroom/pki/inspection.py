@@ -19,7 +19,16 @@ from strongroom.pki.certificates import CERTIFICATE_DAYS
 
 __all__ = ["Inspected", "inspect_certificates"]
 
+_OTHER_PEM: Final = {
+    b"PRIVATE KEY-----": "This is a private key.",
+    b"PUBLIC KEY-----": "This is a public key.",
+    b"CERTIFICATE REQUEST-----": "This is a request for a certificate, which no CA has signed yet.",
+    b"X509 CRL-----": "This is a revocation list.",
+}
+"""By the end of the first line, for people who took the wrong file."""
+
 _SOON: Final = timedelta(days=30)
+_HINT: Final = "Certificates are PEM, from -----BEGIN CERTIFICATE----- on, or DER."
 _MIN_RSA: Final = 2048
 _MIN_CURVE: Final = 256
 _MIN_SERIAL: Final = 32
@@ -77,12 +86,21 @@ def inspect_certificates(data: bytes, now: datetime) -> list[Inspected]:
             chain = [x509.load_der_x509_certificate(data)]
         found = [_inspect(one, now) for one in chain]
     except (ValueError, x509.DuplicateExtension):
-        raise InvalidKey("There is no certificate in it that can be read.") from None
+        raise InvalidKey(_instead(data), hint=_HINT) from None
     breaks = [_link_problem(*pair) for pair in pairwise(chain)]
     return [
         one if problem is None else _with(one, problem)
         for one, problem in zip(found, [*breaks, None], strict=True)
     ]
+
+
+def _instead(data: bytes) -> str:
+    """What it is that is no certificate."""
+    first = data.partition(b"-----BEGIN")[2].partition(b"\n")[0].strip()
+    for end, sentence in _OTHER_PEM.items():
+        if first.endswith(end):
+            return sentence
+    return "There is no certificate in it that can be read."
 
 
 def _with(one: Inspected, problem: str) -> Inspected:
