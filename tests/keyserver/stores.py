@@ -8,11 +8,15 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import psycopg
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from sqlalchemy import make_url
 
 from strongroom.crypto.secret import SecretBytes
+from strongroom.format.encoding import b64url
 from strongroom.keyserver.keks.envelope import HeldKek
 from strongroom.keyserver.store import Actor, Grant, ReleaseWrite, Store
+from strongroom.release.approvals import policy_statement
+from strongroom.release.policy import Policy
 
 OWNER = Actor("olga", "owner", "local")
 AUDITOR = Actor("ada", "auditor", "token")
@@ -78,6 +82,25 @@ def grant(store, name="m/x", version=1, lease=None, seconds=600, holders=None, s
     )
 
 
+APPROVERS = {name: Ed25519PrivateKey.from_private_bytes(name.encode() * 32) for name in "abc"}
+
+
+def approvals(needed=2, names="abc"):
+    keys = {name: b64url(APPROVERS[name].public_key().public_bytes_raw()) for name in names}
+    return {"approvals": {"needed": needed, "approvers": keys}}
+
+
+def signing_key(store):
+    seed = store.secret("signing")
+    return Ed25519PrivateKey.from_private_bytes(seed.buffer).public_key().public_bytes_raw()
+
+
+def approve(store, new, old, name, key=None):
+    statement = policy_statement(Policy.parse(new), Policy.parse(old), signing_key(store))
+    signature = APPROVERS[key or name].sign(statement)
+    return store.approve_policy(new["id"], new["version"], name, signature, OWNER)
+
+
 def write(store, *grants, platform="mtls:00", challenge=None, expires=60, revision=None, audit=None):
     said = {
         "source": "192.0.2.1",
@@ -118,6 +141,8 @@ __all__ = [
     "Clock",
     "Store",
     "add_key",
+    "approvals",
+    "approve",
     "claims",
     "grant",
     "kek",

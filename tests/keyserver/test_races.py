@@ -7,11 +7,12 @@ import os
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager
 
 import pytest
-from stores import OWNER, Store, add_key, grant, kek, policy, release, write
+from stores import OWNER, Store, add_key, approvals, approve, grant, kek, policy, release, write
 
-from strongroom.errors import AlreadyExists, InvalidPolicy
+from strongroom.errors import AlreadyExists, InvalidPolicy, NotAuthorised, NotFound, UsageError
 
 
 @pytest.fixture
@@ -40,6 +41,42 @@ def at_once(*works):
     for one in threads:
         one.join(60)
     return results
+
+
+def wait_for(condition):
+    deadline = time.monotonic() + 120
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+@contextmanager
+def asking(ask, ready):
+    """Four threads ask again and again, before and after; they have begun when this does."""
+    stop, failed = threading.Event(), []
+
+    def run():
+        try:
+            while not stop.is_set():
+                ask()
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=run) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    try:
+        wait_for(lambda: ready() or failed)
+        yield
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(120)
+    assert failed == []
+
+
+def sequences(store, event):
+    return [record["sequence"] for record in store.audit(limit=1000) if record["event"] == event]
 
 
 def test_a_challenge_presented_by_many_at_once_is_used_once(pair):
@@ -95,34 +132,91 @@ def test_one_version_of_a_policy_is_put_in_once(pair):
     assert len(pair[0].policy_history("p")) == 2
 
 
-def test_no_release_is_granted_after_a_revocation_was_acknowledged(pair):
-    """Releases race with a revocation: in the audit trail none of them comes after it."""
+CHANGES = {
+    "key.state": lambda store: store.set_state("m/x", 1, "revoked", OWNER, "leaked"),
+    "policy.put": lambda store: store.put_policy(policy(2, subject="CN=another"), OWNER),
+    "node.evicted": lambda store: store.evict("tdx:01", OWNER, "stolen"),
+}
+
+
+@pytest.mark.parametrize("event", CHANGES)
+def test_no_release_is_granted_after_a_change_was_acknowledged(pair, event):
+    """Releases that are decided race with a change: in the audit trail none of them comes after it."""
     one, two = pair
     revision = two.snapshot().revision
-    stop = threading.Event()
     granted = []
 
     def ask():
-        while not stop.is_set():
-            outcome = release(two, grant(two), platform=os.urandom(4).hex(), revision=revision)
-            granted.append(not outcome.stale)
+        outcome = release(two, grant(two), platform=os.urandom(4).hex(), revision=revision)
+        granted.append(not outcome.stale)
 
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    while len(granted) < 20 and all(thread.is_alive() for thread in threads):
-        time.sleep(0.01)
-    one.set_state("m/x", 1, "revoked", OWNER, "leaked")
-    (revoked,) = [
-        record["sequence"] for record in one.audit(limit=1000) if record["event"] == "key.state"
-    ]
-    stop.set()
-    for thread in threads:
-        thread.join(60)
-    releases = [record["sequence"] for record in one.audit(limit=1000) if record["event"] == "release"]
-    assert releases and max(releases) < revoked
+    with asking(ask, lambda: len(granted) >= 20):
+        CHANGES[event](one)
+        (changed,) = sequences(one, event)[-1:]
+    releases = sequences(one, "release")
+    assert releases and max(releases) < changed
     assert sum(granted) == len(releases)
-    assert sum(node.leases for node in one.nodes()) == 0
+    assert sum(node.leases for node in one.nodes()) == (0 if event == "key.state" else len(releases))
+
+
+def test_no_lease_is_renewed_after_a_revocation_was_acknowledged(pair):
+    one, two = pair
+    release(one, grant(one, lease="L"))
+    answers = []
+
+    def ask():
+        (answer,) = two.renew(["L"], two.now())
+        answers.append(answer.get("refused", ""))
+
+    with asking(ask, lambda: len(answers) >= 20):
+        CHANGES["key.state"](one)
+        (revoked,) = sequences(one, "key.state")
+        later = len(answers) + 8
+        wait_for(lambda: len(answers) >= later)
+    assert set(answers) == {"", "revoked"}
+    assert set(answers[later:]) <= {"revoked"}
+    renewed = [
+        record["sequence"]
+        for record in one.audit(limit=1000)
+        if record["event"] == "lease.renewed" and record["details"]["leases"][0]["code"] == "renewed"
+    ]
+    assert len(renewed) == answers.count("")
+    assert max(renewed) < revoked
+    assert one.verify()
+
+
+def test_an_approver_counts_once_at_whichever_replica(pair):
+    one, two = pair
+    old, new = policy(2, **approvals(2)), policy(3)
+    one.put_policy(old, OWNER)
+    two.put_policy(new, OWNER)
+    results = at_once(*(lambda store=store: approve(store, new, old, "a") for store in pair * 4))
+    assert sum(isinstance(each, UsageError) for each in results) == 7
+    pending = two.policy_history("p")[-1]
+    assert (pending.status, pending.approvals) == ("pending", ("a",))
+    # With the second it is in force, and a third comes too late.
+    results = at_once(
+        lambda: approve(one, new, old, "b"),
+        lambda: approve(two, new, old, "c"),
+    )
+    assert sorted(type(each).__name__ for each in results) == ["NotFound", "PolicyRecord"]
+    done = one.policy_history("p")[-1]
+    assert (done.status, len(done.approvals)) == ("active", 2)
+    assert [each.version for each in two.snapshot().policies] == [3]
+    assert one.verify()
+
+
+def test_a_token_is_dropped_once_and_worthless_everywhere(pair):
+    one, two = pair
+    id, token = one.add_token("bob", "operator", None, OWNER)
+    assert two.token(token).name == "bob"
+    results = at_once(*(lambda store=store: store.drop_token(id, OWNER) for store in pair * 4))
+    assert [each for each in results if each is None] == [None]
+    assert sum(isinstance(each, NotFound) for each in results) == 7
+    for store in pair:
+        with pytest.raises(NotAuthorised):
+            store.token(token)
+    assert len(sequences(one, "token.dropped")) == 1
 
 
 def test_snapshots_read_while_others_write_are_whole(pair):

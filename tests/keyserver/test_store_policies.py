@@ -3,32 +3,11 @@
 from __future__ import annotations
 
 import pytest
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from stores import OWNER, add_key, kek, policy
+from stores import OWNER, add_key, approvals, approve, kek, policy
 
 from strongroom.errors import InvalidPolicy, NotAuthorised, NotFound, UsageError
-from strongroom.format.encoding import b64url
 from strongroom.keyserver.store import Store
-from strongroom.release.approvals import policy_statement
 from strongroom.release.policy import Policy
-
-KEYS = {name: Ed25519PrivateKey.from_private_bytes(name.encode() * 32) for name in "abc"}
-
-
-def approvals(needed=2, names="abc"):
-    keys = {name: b64url(KEYS[name].public_key().public_bytes_raw()) for name in names}
-    return {"approvals": {"needed": needed, "approvers": keys}}
-
-
-def signing_key(store):
-    seed = store.secret("signing")
-    return Ed25519PrivateKey.from_private_bytes(seed.buffer).public_key().public_bytes_raw()
-
-
-def approve(store, new, old, name, key=None):
-    statement = policy_statement(Policy.parse(new), Policy.parse(old), signing_key(store))
-    signature = KEYS[key or name].sign(statement)
-    return store.approve_policy(new["id"], new["version"], name, signature, OWNER)
 
 
 def in_force(store):
