@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import signal
 import sys
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 for one in (signal.SIGQUIT, signal.SIGHUP):
     if signal.getsignal(one) is signal.SIG_IGN:
         signal.signal(one, lambda number, frame: None)
+
+# Some tests make files and directories that other users are to read.
+os.umask(0o022)
 
 # How long an example takes says how busy the machine is, and nothing of what is tested. The examples are
 # the same each time: what passes here passes everywhere. ``make fuzz`` looks for others.

@@ -471,9 +471,9 @@ class TestUsers:
             "try: c.connect(sys.argv[1])\n"
             "except PermissionError: print('no way in'); sys.exit()\n"
             "c.sendall(bytes.fromhex(sys.argv[2]))\n"
-            "n = int.from_bytes(c.recv(4), 'big')\n"
-            "said = json.loads(c.recv(n))\n"
-            "print(said['error']['code'] if 'error' in said else c.recv(32).hex())"
+            "take = lambda n: c.recv(n, socket.MSG_WAITALL)\n"
+            "said = json.loads(take(int.from_bytes(take(4), 'big')))\n"
+            "print(said['error']['code'] if 'error' in said else take(32).hex())"
         )
         request = frame(request or {**REQUEST, "name": name}).hex()
         done = subprocess.run(
