@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -101,6 +102,42 @@ def test_killed_and_mounted_again(place):
             assert "the mount of a process that was killed is taken away" in again.log()
             assert again.end() == 0
         assert mounts_below(place) == []
+
+
+def test_what_somebody_has_mounted_there_since_stays(place, tree):
+    """Unmounted by somebody, and mounted again by somebody else before the first one knows."""
+    with ExitStack() as second:
+        with mounted(tree, place / "at"):
+            subprocess.run(["umount", place / "at"], check=True)
+            second.enter_context(mounted(tree, place / "at"))
+        assert (place / "at" / "model.bin").read_bytes() == DATA
+    assert mounts_below(place) == []
+
+
+def test_what_is_mounted_over_it_stays(place, tree, monkeypatch):
+    monkeypatch.setattr(fuse, "_JOIN_SECONDS", 0.1)  # The connection ends with the mount below.
+    try:
+        with mounted(tree, place / "at"):
+            subprocess.run(["mount", "-t", "tmpfs", "none", place / "at"], check=True)
+            (place / "at" / "mine").touch()
+        assert os.listdir(place / "at") == ["mine"]
+    finally:
+        subprocess.run(["umount", place / "at"], check=True)
+        subprocess.run(["umount", place / "at"], check=True)
+
+
+def test_unmounted_lazily_and_in_use(place):
+    """Who has it open reads on until the mount ends, and then finds no plaintext either."""
+    with shown(place) as mounting, (place / "at" / "model.bin").open("rb", buffering=0) as file:
+        subprocess.run(["umount", "-l", place / "at"], check=True)
+        assert file.read(len(DATA)) == DATA
+        mounting.process.send_signal(signal.SIGTERM)
+        with pytest.raises(OSError) as caught:
+            while True:
+                os.pread(file.fileno(), 100, 0)
+        assert caught.value.errno in {errno.ENOTCONN, errno.ECONNABORTED, errno.EIO}
+        file.close()
+        assert mounting.process.wait(SECONDS) == 0
 
 
 def as_nobody(*command):

@@ -80,22 +80,23 @@ class Mount:
         return self._server.ended
 
 
-def _mount_entry(directory: str) -> str | None:
-    """The kind of file system that is mounted at ``directory``, the uppermost one, or None."""
+def _mount_entry(directory: str) -> tuple[str, str] | None:
+    """Kind and device number of what is mounted at ``directory``, the uppermost one, or None."""
     found = None
     with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
         for line in file:
-            fields, _, rest = line.partition(" - ")
-            place = fields.split(" ")[4].encode("utf-8", "surrogateescape")
+            first, _, rest = line.partition(" - ")
+            fields = first.split(" ")
+            place = fields[4].encode("utf-8", "surrogateescape")
             if _ESCAPE.sub(lambda match: bytes([int(match[1], 8)]), place) == os.fsencode(directory):
-                found = rest.split(" ")[0]
+                found = rest.split(" ")[0], fields[2]
     return found
 
 
 def _checked_directory(directory: str) -> str:
     """The absolute path of a directory to mount at, without what a killed process has left there."""
     place = os.path.realpath(directory)
-    if _mount_entry(place) == _KIND:
+    if (entry := _mount_entry(place)) and entry[0] == _KIND:
         try:
             os.statvfs(place)  # Attributes are known to the kernel, and are not asked for.
         except OSError as error:
@@ -259,6 +260,7 @@ def mounted(
     flags = _MS_RDONLY | _MS_NOSUID | _MS_NODEV | (0 if allow_native_code else _MS_NOEXEC)
     cache = BlockCache(cache_bytes)
     device = _open_and_mount(place, options, flags)
+    own = _mount_entry(place)
     server = Server(tree, device, page_cache=page_cache, everybody=allow_other, cache=cache)
     preloading = Preload(server, tree, place) if preload else None
     try:
@@ -275,7 +277,7 @@ def mounted(
     finally:
         if preloading:
             preloading.stop()
-        _end(place, server)
+        _end(place, own, server)
         cache.drop()
         # Who may still write to it would write to what is opened next under its number.
         if server.join(_JOIN_SECONDS) and (preloading is None or preloading.join(_JOIN_SECONDS)):
@@ -283,13 +285,22 @@ def mounted(
             os.close(server.ended)
 
 
-def _end(directory: str, server: Server) -> None:
-    """Unmount; what is in use is taken away from its users."""
-    with contextlib.suppress(OSError):
-        if _mount_entry(directory) == _KIND:
-            _unmount(directory)
+def _end(directory: str, own: tuple[str, str] | None, server: Server) -> None:
+    """Unmount; what is in use is taken away from its users.
+
+    What somebody has mounted at the same place since, or over it, stays: as long as the connection is
+    there, nobody else has its device number.
+    """
+    if not server.connected:
         return
+    mounted_here = _mount_entry(directory) == own
+    if mounted_here:
+        with contextlib.suppress(OSError):
+            _unmount(directory)
+            return
     server.stop_reading()
+    if not mounted_here:  # but still in use: somebody has unmounted it lazily
+        return
     # Ends the connection, whatever is open; it is said to be busy all the same.
     with contextlib.suppress(OSError):
         _unmount(directory, force=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import select
 import stat
 import threading
 import time
@@ -99,6 +100,13 @@ class Server:
         answer = protocol.init_answer(protocol.parse_init(request.body), max_readahead)
         self._answer(request, [answer])
         self._workers.start()
+
+    @property
+    def connected(self) -> bool:
+        """Whether what is shown is there: mounted, or in use."""
+        poll = select.poll()
+        poll.register(self._device, 0)
+        return not poll.poll(0)
 
     def join(self, seconds: float) -> bool:
         """Wait until the connection has ended and nothing is under way; whether that is so."""
