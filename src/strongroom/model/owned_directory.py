@@ -67,9 +67,8 @@ class OwnedDirectory:
 
 def _remove(path: str) -> None:
     for _ in range(3):
-        # A server may write what it compiles there, between the listing and the end.
-        with suppress(OSError):
-            shutil.rmtree(path)
+        # A server may write what it compiles there, between the listing and the end. All but what cannot go does.
+        shutil.rmtree(path, ignore_errors=True)
         if not os.path.lexists(path):
             return
     raise StorageError(f"{path} could not be removed.", hint="Remove it: there is plaintext in it.")

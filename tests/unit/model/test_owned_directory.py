@@ -1,5 +1,6 @@
 """Private directories in memory that go with their owner."""
 
+import errno
 import os
 import shutil
 import signal
@@ -124,7 +125,7 @@ def test_what_cannot_be_removed_stays_owned_and_keeps_nothing_else(memory, monke
     for place in left:
         place.mkdir()
     kept, remove = [one.path, str(left[0])], shutil.rmtree
-    monkeypatch.setattr(shutil, "rmtree", lambda path: path in kept or remove(path))
+    monkeypatch.setattr(shutil, "rmtree", lambda path, **more: path in kept or remove(path, **more))
     for _ in range(2):
         with pytest.raises(StorageError, match=f"{one.path} could not be removed"):
             one.remove()
@@ -134,4 +135,25 @@ def test_what_cannot_be_removed_stays_owned_and_keeps_nothing_else(memory, monke
     kept.clear()
     one.remove()
     assert sweep(memory, PREFIX) == 1
+    assert os.listdir(memory) == []
+
+
+def test_all_goes_but_what_cannot(memory, monkeypatch):
+    one = OwnedDirectory(memory, PREFIX)
+    for name in "abc":
+        Path(one.path, name).mkdir()
+        Path(one.path, name, "weights").write_bytes(b"weights")
+    kept, remove = {"b"}, os.rmdir
+
+    def refuse(name, **more):
+        if name in kept:
+            raise OSError(errno.EBUSY, "a mount")
+        remove(name, **more)
+
+    monkeypatch.setattr(os, "rmdir", refuse)
+    with pytest.raises(StorageError, match="could not be removed"):
+        one.remove()
+    assert [path.name for path in Path(one.path).rglob("*")] == ["b"]
+    kept.clear()
+    one.remove()
     assert os.listdir(memory) == []
