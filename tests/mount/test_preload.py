@@ -4,7 +4,9 @@ import errno
 import hashlib
 import logging
 import mmap
+import os
 import random
+import struct
 import subprocess
 import threading
 import time
@@ -127,6 +129,35 @@ def test_the_sealed_files_are_not_needed_any_more(place):
         assert "not readable" not in mounting.log()
         assert mounting.end() == 0
     assert mounts_below(place) == []
+
+
+def test_it_stays_where_the_kernel_forgets_names(place):
+    """As it does when memory is short; with its name a file that nobody holds goes, and all that is kept of it."""
+    with preloading(place) as (_, server):
+        wait_for(ended)
+        zero(place)
+        folder = server._tree.node("1")
+        for name in folder.children:
+            message = struct.pack("=QII", folder.number, len(name), 0) + name.encode() + b"\0"
+            os.write(server._device, struct.pack("=IiQ", 16 + len(message), 3, 0) + message)
+        for name, data in FILES.items():
+            assert (place / "at" / "1" / name).read_bytes() == data
+
+
+def test_where_there_are_no_watches(place, monkeypatch):
+    monkeypatch.setattr(preload.Preload, "start", without_watches(preload.Preload.start))
+    with preloading(place) as (lines, _):
+        wait_for(ended)
+        assert f": preloaded, {TOTAL} of {TOTAL} bytes in " in lines[0]
+
+
+def without_watches(start):
+    def begin(self):
+        os.close(self._watches)
+        self._watches = -1
+        start(self)
+
+    return begin
 
 
 @needs_run_with_fuse
