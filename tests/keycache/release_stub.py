@@ -62,9 +62,9 @@ class StubServer:
         self.profile_file = directory / "profile.json"
         self.write_profile()
 
-    def certify(self, hosts):
-        """A certificate for these hosts, for the next start."""
-        certificate, key = issue(*self.authority, hosts[0], hosts, datetime.now(UTC))
+    def certify(self, hosts, now=None):
+        """A certificate for these hosts, made now, for the next start."""
+        certificate, key = issue(*self.authority, hosts[0], hosts, now or datetime.now(UTC))
         self.pem.write_bytes(certificate + key)
 
     @property

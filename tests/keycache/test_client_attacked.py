@@ -112,6 +112,17 @@ def test_certificate_of_another_ca(connect, stub, deks, tmp_path):
     assert not stub.asked
 
 
+@pytest.mark.parametrize(("days", "hint"), [(-800, "renew-certificate"), (800, "clocks")])
+def test_certificate_of_another_time(connect, stub, deks, days, hint):
+    stub.stop()
+    stub.certify(["localhost"], datetime.now(UTC) + timedelta(days=days))
+    stub.start()
+    with pytest.raises(UntrustedAnswer, match="does not vouch for") as caught:
+        connect().release([WANTED])
+    assert hint in caught.value.hint
+    assert not stub.asked
+
+
 def test_planted_dek(client, stub, deks):
     """Sealed to the right one-time key by somebody who saw it, under a signature of his own."""
 

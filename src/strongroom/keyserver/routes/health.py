@@ -25,8 +25,8 @@ async def healthz() -> Health:
 
 @router.get("/readyz", responses=responses())
 async def readyz(request: Request) -> Health:
-    """The server can release keys: the database answers and is under the server's root key, and it is
-    not about to stop.
+    """The server can release keys: the database answers and is under the server's root key, its clock is
+    not behind its records, and it is not about to stop.
     """
     here = services(request)
     if here.draining:

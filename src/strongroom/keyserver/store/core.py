@@ -299,8 +299,8 @@ class Core:
                 hint="After a restore on purpose: strongroom keyserver accept-head, and start it again.",
             )
 
-    def _check_clock(self, transaction: Transaction[Any]) -> None:
-        behind = transaction.log.latest - transaction.now
+    def _check_clock(self, latest: datetime, now: datetime) -> None:
+        behind = latest - now
         if behind > CLOCK_TOLERANCE:
             raise Unavailable(
                 f"The clock of this server is {int(behind.total_seconds())} seconds behind its own records.",

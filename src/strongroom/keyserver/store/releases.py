@@ -121,7 +121,7 @@ class ReleaseBook(Core):
 
     def _write(self, writes: Sequence[Any], expected: Before | None = None) -> list[Any]:
         with self._transaction(self._database.direct(), expected) as transaction:
-            self._check_clock(transaction)
+            self._check_clock(transaction.log.latest, transaction.now)
             outcomes: list[Any] = [None] * len(writes)
             releases = []
             for index, write in enumerate(writes):

@@ -24,18 +24,20 @@ class Store(Renewals, NodeRegister, CrlRegister, TokenRegister, Maintenance):
     """
 
     def check(self) -> None:
-        """Whether releases are possible: the database answers, holds what was signed, and is under this
-        root key.
+        """Whether releases are possible: the database answers, holds what was signed, is under this
+        root key, and the clock is not behind it.
 
         Raises:
             HeaderTampered: it does not hold what the server has signed.
             AuditBroken: it was rolled back.
-            Unavailable: it does not answer, or was moved to another root key.
+            Unavailable: it does not answer, was moved to another root key, or is ahead of this clock.
         """
         seen = self._seen
         with self._database.reading() as connection:
             check_kek(connection, self._kek)
-            self._check_seen(latest(connection)[0], seen)
+            head, time = latest(connection)
+            self._check_seen(head, seen)
+            self._check_clock(time, self._clock())
         self.snapshot()
 
     def audit(self, after: int = 0, limit: int = 100) -> list[dict[str, Any]]:

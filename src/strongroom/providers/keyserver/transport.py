@@ -46,6 +46,12 @@ _REPEATABLE: Final = frozenset({"/v1/challenge", "/v1/lease/renew", "/v1/lease/e
 _PUBLIC: Final = _REPEATABLE | {"/v1/server", "/v1/release"}
 _ADMIN_TOKEN: Final = "srt_"
 
+# By OpenSSL's X509_V_ERR_CERT_NOT_YET_VALID and X509_V_ERR_CERT_HAS_EXPIRED.
+_HINTS: Final = {
+    9: "Look at the clocks of this machine and of the server.",
+    10: "Its owner renews it (strongroom keyserver renew-certificate). Or the clock of this machine is wrong.",
+}
+
 
 class Again(Exception):
     """The server was not reached, or cannot answer now; asking again may help.
@@ -207,7 +213,10 @@ class Transport:
             raise UntrustedAnswer(
                 f"{self.profile.address} has a certificate that the profile of the key server does not "
                 f"vouch for: {error.verify_message}.",
-                hint="If the server was set up anew, fetch its profile from its owner again.",
+                hint=_HINTS.get(
+                    error.verify_code,
+                    "If the server was set up anew, fetch its profile from its owner again.",
+                ),
             ) from None
         except OSError as error:
             connection.close()
