@@ -249,6 +249,18 @@ def test_pcrs_of_another_bank_are_refused():
         verify(machine().evidence(b"", changes={"tpm_quote": quote}), context())
 
 
+def test_pcrs_of_a_second_bank_are_refused():
+    message, _ = machine().quote(b"")
+    one = bytes.fromhex("00000001000b03ffffff")
+    assert message.count(one) == 1
+    message = message.replace(one, bytes.fromhex("00000002000b03ffffff000c03ffffff"))
+    signature = machine().key.sign(message, padding.PKCS1v15(), hashes.SHA256())
+    good = json.loads(machine().evidence(b"").data)["tpm_quote"]
+    quote = {**good, "message": message.hex(), "signature": signature.hex()}
+    with pytest.raises(MalformedEvidence, match="than those of the bank sha256"):
+        verify(machine().evidence(b"", changes={"tpm_quote": quote}), context())
+
+
 def test_base64url_has_its_padding_or_none():
     report = json.loads(machine().evidence(b"").data)["hcl_report"]
     assert len(report) % 4 == 3
@@ -266,6 +278,8 @@ def test_nothing_stands_behind_the_report_of_the_paravisor():
         (b"HCLB" + hcl[4:], "form that is not known"),
         (hcl[:4] + b"\x02" + hcl[5:], "form that is not known"),
         (hcl[:8] + b"\x00" + hcl[9:], "cut off"),
+        (hcl[:1220] + b"\x02" + hcl[1221:], "form that is not known"),
+        (hcl[:1232] + bytes([hcl[1232] ^ 1]) + hcl[1233:], "cut off"),
     ):
         with pytest.raises(MalformedEvidence, match=reason):
             verify(machine().evidence(b"", changes={"hcl_report": b64url(report)}), context())
@@ -314,6 +328,7 @@ def test_members_that_do_not_belong_are_refused(changes):
         {"signature": None},
         {"pcrs": []},
         {"pcrs": ["00" * 32] * 23},
+        {"pcrs": [*json.loads(machine().evidence(b"").data)["tpm_quote"]["pcrs"], "00" * 32]},
         {"pcrs": ["00"] * 24},
         {"pcrs": [None] * 24},
         {"pcrs": {}},

@@ -12,6 +12,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, padding, rsa
 from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import NameOID
+from endless import endless
 from recorded import read
 
 from strongroom.attest.certificates import (
@@ -220,6 +221,15 @@ def test_weak_keys_and_other_algorithms_are_refused():
     root = certificate("root", "root", key=RSA, by=RSA)
     with pytest.raises(NotAuthentic, match="hash that is not accepted"):
         check_signed_by(certificate("leaf", "root", by=RSA, digest=hashes.SHA224()), root)
+    named = certificate("leaf", "root", by=RSA).public_bytes(Encoding.DER)
+    sha256, sha1 = (bytes.fromhex("2a864886f70d0101") + last for last in (b"\x0b", b"\x05"))
+    assert named.count(sha256) == 2
+    with pytest.raises(NotAuthentic, match="hash that is not accepted"):
+        check_signed_by(load_certificate(named.replace(sha256, sha1)), root)
+    small = ec.generate_private_key(ec.SECP224R1())
+    weak = certificate("root", "root", key=small, by=small)
+    with pytest.raises(NotAuthentic, match="key that is not accepted"):
+        check_signed_by(certificate("leaf", "root", by=small), weak)
     # Signed by RSA, and an issuer that is not.
     with pytest.raises(NotAuthentic):
         check_signed_by(certificate("leaf", "root", by=RSA), certificate("root", "root"))
@@ -252,6 +262,13 @@ def test_revocation_is_looked_up_in_the_list_of_the_issuer():
 def test_lists_that_do_not_hold_are_refused(changes, reason):
     with pytest.raises(NotAuthentic, match=reason):
         verify(chain(), [crl(**changes)])
+
+
+def test_a_list_without_an_end_is_refused():
+    made = load_crl(endless(crl(), KEYS["low"]))
+    assert made.next_update_utc is None
+    with pytest.raises(NotAuthentic, match="does not say until when"):
+        verify(chain(), [made])
 
 
 def test_lists_that_cover_only_something_are_refused():

@@ -8,10 +8,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
+from endless import endless
 
 from strongroom.attest import dcap
+from strongroom.attest.certificate_parsing import load_crl
 from strongroom.attest.dcap_collateral import Collateral
+from strongroom.attest.dcap_quote import Quote
 from strongroom.attest.endorsements import Wanted
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.limits import MAX_ENDORSEMENTS, MAX_EVIDENCE
@@ -355,16 +359,110 @@ def test_a_verdict_that_cannot_be_read_is_none(monkeypatch, text):
         verdict("tdx")
 
 
-def test_what_the_library_verified_is_what_we_read(monkeypatch):
+@pytest.mark.parametrize(
+    ("kind", "name", "offset", "size"),
+    [
+        ("tdx", "rtmr3", 376, 48),
+        ("tdx", "mr_td", 137, 48),
+        ("tdx", "report_data", 519, 64),
+        ("sgx", "mr_signer", 64, 32),
+        ("sgx", "report_data", 319, 64),
+    ],
+)
+def test_what_the_library_verified_is_what_we_read(monkeypatch, kind, name, offset, size):
     """If the two ever read a quote differently, nobody believes it."""
     from strongroom.attest import dcap_quote
 
-    shifted = {**dcap_quote._TD_BODY, "rtmr3": (376, 48)}
-    layouts = {**dcap_quote._BY_TEE, (4, 0x81): ("tdx", 584, shifted)}
-    monkeypatch.setattr(dcap_quote, "_BY_TEE", layouts)
-    evidence = Evidence("tdx", quote("tdx", rtmr1=b"\1" * 48), (PKI.collateral("tdx"),))
+    at = {"tdx": (4, 0x81), "sgx": (3, 0)}[kind]
+    _, length, parts = dcap_quote._BY_TEE[at]
+    shifted = {**parts, name: (offset, size)}
+    monkeypatch.setattr(dcap_quote, "_BY_TEE", {**dcap_quote._BY_TEE, at: (kind, length, shifted)})
+    own = {
+        "tdx": {"rtmr1": b"\1" * 48, "mr_td": bytes(range(48))},
+        "sgx": {"mr_enclave": b"\1" * 32, "mr_signer": b"\2" * 32},
+    }
+    evidence = Evidence(kind, quote(kind, **own[kind]), (PKI.collateral(kind),))
     with pytest.raises(NotAuthentic, match="read in two ways"):
         verify(evidence, CONTEXT)
+
+
+def test_a_report_without_a_measurement_is_not_the_one_we_read():
+    parsed = dcap.parse(Evidence("tdx", quote("tdx")))
+    for report in ({}, {"mr_enclave": None}, {"xfam": parsed.values["xfam"]}):
+        with pytest.raises((NotAuthentic, KeyError)):
+            dcap._check_same_report(parsed, {"report": {"New": {**report, "report_data": BOUND.hex()}}})
+
+
+# In the order of Intel's structures, each with its size; those without a name are reserved.
+SGX_REPORT = [
+    *(("cpu_svn", 16), ("misc_select", 4), ("", 12), ("isv_ext_prod_id", 16), ("attributes", 16)),
+    *(("mr_enclave", 32), ("", 32), ("mr_signer", 32), ("", 32), ("config_id", 64)),
+    *(("isv_prod_id", 2), ("isv_svn", 2), ("config_svn", 2), ("", 42), ("isv_family_id", 16)),
+    ("report_data", 64),
+]
+TD_REPORT = [
+    *(("tee_tcb_svn", 16), ("mr_seam", 48), ("mr_signer_seam", 48), ("seam_attributes", 8)),
+    *(("td_attributes", 8), ("xfam", 8), ("mr_td", 48), ("mr_config_id", 48), ("mr_owner", 48)),
+    *(("mr_owner_config", 48), ("rtmr0", 48), ("rtmr1", 48), ("rtmr2", 48), ("rtmr3", 48)),
+    ("report_data", 64),
+]
+TD15_REPORT = [*TD_REPORT, ("tee_tcb_svn2", 16), ("mr_service_td", 48)]
+
+
+@pytest.mark.parametrize(
+    ("head", "parts"),
+    [
+        (b"\3\0\2\0\0\0\0\0", SGX_REPORT),
+        (b"\4\0\2\0\x81\0\0\0", TD_REPORT),
+        (b"\5\0\2\0\x81\0\0\0", TD_REPORT),
+        (b"\5\0\2\0\x81\0\0\0", TD15_REPORT),
+    ],
+    ids=["sgx", "tdx-4", "tdx-5", "tdx-5-td15"],
+)
+def test_every_field_is_read_where_intel_puts_it(head, parts):
+    size = sum(length for _, length in parts)
+    # Neighbours differ, so that a field which is a byte off is another one.
+    body = bytes(at * 37 % 256 ^ at // 256 for at in range(size))
+    kind = b"" if head[0] < 5 else (2 if size == 584 else 3).to_bytes(2, "little")
+    sized = size.to_bytes(4, "little") if kind else b""
+    parsed = Quote.parse(head.ljust(48, b"\0") + kind + sized + body + bytes(4))
+    expected, at = {}, 0
+    for name, length in parts:
+        expected[name], at = body[at : at + length], at + length
+    assert parsed.report_data == expected.pop("report_data")
+    expected.pop("", None)
+    found = {
+        name: one.to_bytes(len(expected[name]), "little")
+        if isinstance(one, int)
+        else bytes.fromhex(one)
+        for name, one in parsed.values.items()
+    }
+    assert found == expected
+
+
+def test_the_numbers_of_both_revocation_lists_are_claimed():
+    for kind in KINDS:
+        assert len(verdict(kind).crls) == 2
+        assert all(issuer.startswith("test: ") for issuer in verdict(kind).crls)
+
+
+@pytest.mark.parametrize("name", ["tcb_info", "qe_identity"])
+@pytest.mark.parametrize("member", ["issueDate", "nextUpdate"])
+def test_dates_of_the_collateral_have_a_time_zone(name, member):
+    members = json.loads(PKI.collateral("tdx"))
+    said = json.loads(members[name])
+    said[member] = said[member].removesuffix("Z")
+    with pytest.raises(MissingEndorsement, match="no time zone"):
+        Collateral.parse(json.dumps({**members, name: json.dumps(said)}).encode())
+
+
+@pytest.mark.parametrize("name", ["pck_crl", "root_ca_crl"])
+def test_revocation_lists_of_the_collateral_have_an_end(name):
+    members = json.loads(PKI.collateral("tdx"))
+    key = ec.generate_private_key(ec.SECP256R1())
+    made = endless(load_crl(bytes.fromhex(members[name])), key)
+    with pytest.raises(MissingEndorsement, match="does not say until when"):
+        Collateral.parse(json.dumps({**members, name: made.hex()}).encode())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -179,6 +179,44 @@ def test_cbor_is_read_in_one_way(data):
     assert encoded(value) == data
 
 
+@pytest.mark.parametrize(
+    "data",
+    [
+        "1817",  # 23, which has room beside its type
+        "1900ff",
+        "1a0000ffff",
+        "1b00000000ffffffff",
+        "1c" + "ff" * 16,  # lengths that are reserved
+        "1d" + "ff" * 32,
+        "1e" + "ff" * 64,
+        "a10000",  # a map whose key is a number
+        "a1416100",
+        "a2616100616100",
+        "20",  # -1
+        "f4",  # false
+        "f90000",
+        "4261",
+        "1801" * 2,
+        "82d9ea604161",
+        "81" * 5 + "00",  # deeper than any evidence
+        "a16161" * 5 + "00",
+        "c1" * 5 + "00",
+        "81" * 10_000,
+        "9b" + "ff" * 8,
+        "5b" + "ff" * 8,
+    ],
+)
+def test_cbor_that_is_none_or_has_another_spelling(data):
+    with pytest.raises(ValueError):
+        decode(bytes.fromhex(data))
+
+
+@pytest.mark.parametrize("number", [0, 23, 24, 255, 256, 65535, 65536, 2**32 - 1, 2**32, 2**64 - 1])
+def test_numbers_of_cbor_have_one_spelling_that_is_read(number):
+    assert decode(encoded(number)) == number
+    assert decode(bytes.fromhex("81" * 4) + encoded(number)) == [[[[number]]]]
+
+
 def encoded(value):
     if isinstance(value, Tagged):
         return head(6, value.tag) + encoded(value.value)

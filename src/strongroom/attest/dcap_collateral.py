@@ -80,7 +80,8 @@ class Collateral:
         except (*UNREADABLE, KeyError, MalformedEvidence) as error:
             # A KeyError says no more than the member's name.
             reason = f"lacks {error}" if isinstance(error, KeyError) else str(error)
-            raise MissingEndorsement(f"This is not Intel's collateral: {reason[:200]}.") from None
+            reason = reason[:200].rstrip(".")
+            raise MissingEndorsement(f"This is not Intel's collateral: {reason}.") from None
 
     def check_revoked(self, chain: Sequence[x509.Certificate]) -> None:
         """Name what is revoked; the library refuses it as well, without a word on the reason.
