@@ -16,7 +16,7 @@ import pytest
 from strongroom.cli.process import run
 
 PROGRAM = Path(sys.executable).with_name("strongroom")
-TIMEOUT = 60
+TIMEOUT = 120
 
 
 @dataclass

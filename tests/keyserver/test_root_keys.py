@@ -26,7 +26,7 @@ HURRIED = (
     "import time; time.sleep = lambda seconds: None; from strongroom.cli import main; main()",
 )
 PHRASE = "canary-phrase-9035"
-TIMEOUT = 60
+TIMEOUT = 120
 KINDS = ["passphrase", "key-file", "pkcs11", "aws-kms", "vault", "tpm"]
 
 
