@@ -273,6 +273,20 @@ def test_readers_go_first_and_nothing_is_decrypted_twice(place, held, stored):
             assert (place / "at" / "1" / name).read_bytes() == data
 
 
+def test_its_own_memory_is_wiped(place, monkeypatch):
+    buffers, make = [], preload.new_buffer
+
+    def record(size):
+        buffers.append(make(size))
+        return buffers[-1]
+
+    monkeypatch.setattr(preload, "new_buffer", record)
+    with preloading(place):
+        wait_for(ended)
+    assert len(buffers) == len(FILES)
+    assert not any(any(one) for one in buffers)
+
+
 def test_it_stops_where_memory_does(place, monkeypatch, stored):
     room = 5 * MIB
     monkeypatch.setattr(preload, "memory_left", lambda: room)

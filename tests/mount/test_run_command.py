@@ -176,6 +176,37 @@ def test_a_signal_before_the_command_is_there_is_not_lost(tmp_path):
     assert done.returncode == 128 + signal.SIGTERM
 
 
+ELSEWHERE = """
+import os, signal, sys, threading, time
+from pathlib import Path
+from strongroom.mount.private import Privacy
+from strongroom.mount.run_keeper import Command, Keeper
+
+def hit():
+    status = Path(f"/proc/self/task/{os.getpid()}/stat")
+    # Long enough asleep that it waits for the command.
+    asleep = 0
+    while asleep < 100:
+        asleep = asleep + 1 if status.read_text().rpartition(")")[2].split()[0] == "S" else 0
+        time.sleep(0.002)
+    os.kill(os.getpid(), signal.SIGUSR1)
+
+with Keeper(Command(["sleep", "1000"], os.environ, sys.argv[1]), Privacy.NONE) as keeper:
+    signal.signal(signal.SIGUSR1, lambda *_: keeper.send(signal.SIGTERM))
+    keeper.launch()
+    thread = threading.Thread(target=hit)
+    thread.start()
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR1})
+    sys.exit(keeper.wait())
+"""
+
+
+def test_a_signal_that_another_thread_takes_is_not_lost(tmp_path):
+    """As one that comes between the handler of another and the next wait: it interrupts no system call."""
+    done = subprocess.run([sys.executable, "-c", ELSEWHERE, tmp_path], timeout=TIMEOUT, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+
+
 def test_what_is_ignored_stays_so(run):
     nohup = ["sh", "-c", 'trap "" HUP; exec "$@"', "sh"]
     running = run(*shell("echo ready; read line; exit 5"), before=nohup)

@@ -99,11 +99,33 @@ class Keeper:
             Its exit code; 128 and the number of the signal that killed it.
         """
         if self._code is None:
+            self._wait_for_end()
             _, status = os.waitpid(self._pid, 0)
             self._code = _exit_code(status)
             if os.WIFSIGNALED(status):
                 private.end_children()
         return self._code
+
+    def _wait_for_end(self) -> None:
+        """Wait until nobody has the other end of the socket, by poll.
+
+        A signal that comes just before ``waitpid``, or to another thread, would not end that, and its handler
+        be called when the command has ended.
+        """
+        if self._control.fileno() < 0:
+            return
+        signalled, write_end = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        before = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+        try:
+            poll = select.poll()
+            poll.register(signalled, select.POLLIN)
+            poll.register(self._control, 0)  # its end is told all the same
+            while all(descriptor == signalled for descriptor, _ in poll.poll()):
+                os.read(signalled, 4096)
+        finally:
+            signal.set_wakeup_fd(before)
+            os.close(signalled)
+            os.close(write_end)
 
     def __enter__(self) -> Keeper:
         return self
