@@ -15,7 +15,7 @@ from mounts import PROBLEM, PROGRAM, write_key_file
 import strongroom
 from strongroom.mount.private import Privacy
 
-TIMEOUT = 120
+TIMEOUT = 300
 SHM = Path("/dev/shm")
 PREFIX = "strongroom-run-"
 
