@@ -5,6 +5,7 @@ import importlib
 import io
 import struct
 import sys
+import types
 
 import foreign
 import pytest
@@ -15,7 +16,14 @@ from tensorizer import DecryptionParams, EncryptionParams, TensorDeserializer, T
 from strongroom.compat import tensorizer as module
 from strongroom.compat.tensorizer import TensorizerCodec
 from strongroom.crypto.secret import SecretBytes
-from strongroom.errors import ForeignTampered, FormatError, InvalidKey, StrongroomError, UsageError
+from strongroom.errors import (
+    ForeignTampered,
+    FormatError,
+    InvalidKey,
+    LimitExceeded,
+    StrongroomError,
+    UsageError,
+)
 
 KEY = bytes(range(50, 82))
 PASSPHRASE = "correct horse battery staple"
@@ -146,6 +154,34 @@ def weak_key(data):
     params = DecryptionParams.from_string(PASSPHRASE)
     with Spy(io.BytesIO(data), device="cpu", num_readers=1, encryption=params):
         return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("passes", "memory"), [(1, (1 << 30) + 1), (1, 1 << 62), (17, 1 << 30), (1 << 62, 8192)]
+)
+def test_a_file_that_asks_for_too_much_stretching(passes, memory):
+    """Whoever writes the file says how much; nothing of it is authentic before it has been done."""
+    limits = struct.pack("<QQ", EncryptionParams.OpsLimit.MIN, EncryptionParams.MemLimit.MIN)
+    data = made({"w": torch.ones(3), "v": torch.ones(4)}, weak())
+    assert data.count(limits) == 2
+    changed = data.replace(limits, struct.pack("<QQ", passes, memory))
+    with pytest.raises(LimitExceeded, match="too much time or memory") as caught:
+        opened(changed, PASSPHRASE.encode(), passphrase="true")
+    assert foreign.says_nothing(caught.value, PASSPHRASE.encode())
+
+
+def test_what_a_file_asks_for_counts_together(monkeypatch):
+    """Every tensor can have a salt of its own."""
+    monkeypatch.setattr(module, "_MAX_WORK", 2 * 8192)
+    stretching = module._Stretching(types.SimpleNamespace(key=lambda method: method.salt), "m")
+    one, two, three = (
+        types.SimpleNamespace(opslimit=1, memlimit=8192, salt=bytes([number]) * 16)
+        for number in range(3)
+    )
+    for method in (one, two, one, two):
+        assert stretching.key(method) == method.salt
+    with pytest.raises(LimitExceeded):
+        stretching.key(three)
 
 
 def test_a_key_for_a_passphrase_and_the_other_way():

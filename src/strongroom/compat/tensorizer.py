@@ -9,7 +9,8 @@ the file find accidents in most of it, and are checked; anybody can compute them
 says that it has no data (``meta``) is zeros for tensorizer (2.12), which asks for no key and no tag:
 whoever can write the file could zero any tensor. Here it is refused.
 
-What a passphrase costs to stretch is said by the file, which can make it any amount of time and memory.
+What a passphrase costs to stretch is said by the file. More than 1 GiB of memory, and sixteen passes over as
+much, is refused; libsodium's dearest setting takes four.
 
 Tensors are decrypted in groups of 256 MiB, or one that is larger, and not before the file is complete as
 far as its index says. Nested names (of lists and mappings) are joined with dots. The order is that of
@@ -31,6 +32,7 @@ from strongroom.errors import (
     ForeignTampered,
     FormatError,
     InvalidKey,
+    LimitExceeded,
     StrongroomError,
     UsageError,
 )
@@ -56,6 +58,8 @@ _KEY: Final = 32
 _GROUP: Final = 256 << 20
 _MAX_HEADER: Final = 64 << 20  # it has a tag of 16 bytes for 2 MiB
 _END: Final = 8  # a header of length 0
+_MAX_MEMORY: Final = 1 << 30  # of Argon2id: MemLimit.SENSITIVE
+_MAX_WORK: Final = 16 * _MAX_MEMORY  # passes times memory, of all that a file asks for
 _Name = str | tuple[str | int, ...]
 _T = TypeVar("_T")
 
@@ -151,6 +155,8 @@ class TensorizerCodec(Codec):
                 encryption=made(key),
             ) as reader:
                 opened = True
+                if reader._key_derivation is not None:
+                    reader._key_derivation = _Stretching(reader._key_derivation, source.name)
                 return use(reader)
         except StrongroomError:
             raise
@@ -173,6 +179,25 @@ class TensorizerCodec(Codec):
             wipe_bytes(key)
         # Raised out here: what hangs on to tensorizer's errors are frames with the key.
         raise failed
+
+
+class _Stretching:
+    """tensorizer's own way from a passphrase to keys, for files that ask for a bearable amount of it."""
+
+    def __init__(self, own: Any, name: str) -> None:
+        self._own = own
+        self._name = name
+        self._asked: dict[tuple[int, int, bytes], int] = {}
+
+    def key(self, method: Any) -> Any:
+        asked = method.opslimit, method.memlimit, bytes(method.salt)
+        self._asked[asked] = method.opslimit * method.memlimit
+        if method.memlimit > _MAX_MEMORY or sum(self._asked.values()) > _MAX_WORK:
+            raise LimitExceeded(
+                f"{self._name} asks for too much time or memory to make a key of a passphrase.",
+                hint="If it is right, give the key itself: EncryptionParams.from_string(…).key.",
+            )
+        return self._own.key(method)
 
 
 def _tensors(reader: Any) -> dict[_Name, Any]:
