@@ -211,6 +211,26 @@ def test_providers_are_fixed(embedded, key):
         session.set_providers(CPU)
 
 
+def test_a_provider_that_fails_is_not_replaced(embedded, key):
+    """ONNX Runtime would go on with others and read the model again; its own error is more than ours."""
+    session = loader.session(embedded, providers=CPU, key=key)
+    failure = onnxruntime.capi.onnxruntime_pybind11_state.EPFail("the provider fails")
+
+    class Failing:
+        def __init__(self, inner):
+            self.inner = inner
+
+        def __getattr__(self, name):
+            return getattr(self.inner, name)
+
+        def run(self, *arguments):
+            raise failure
+
+    session._sess = Failing(session._sess)
+    with pytest.raises(type(failure), match="the provider fails"):
+        run(session)
+
+
 def test_other_arguments_reach_the_session(embedded, key):
     session = loader.session(embedded, providers=CPU, provider_options=[{}], key=key, enable_fallback=0)
     assert run(session).shape == (1, SIZE)

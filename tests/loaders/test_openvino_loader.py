@@ -375,3 +375,20 @@ def test_whoever_has_imported_the_reports_keeps_them(tmp_path):
     environment = os.environ | {"HOME": str(tmp_path), "CI": "true"}  # in CI nothing is sent
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
     assert done.stdout.split() == ["openvino_telemetry", "True"]
+
+
+def test_weights_are_kept_out_of_core_dumps(tmp_path, seal, key):
+    (tmp_path / "m.bin").write_bytes(bytes(8 << 20))
+    with strongroom.open(seal(tmp_path / "m.bin"), key=key) as model:
+        tensor = loader._tensor(model, "m.bin")
+    middle = tensor.data.__array_interface__["data"][0] + (4 << 20)
+    flags, inside = [], False
+    with open("/proc/self/smaps") as maps:
+        for line in maps:
+            head, _, rest = line.partition(" ")
+            if "-" in head:
+                start, end = (int(part, 16) for part in head.split("-"))
+                inside = start <= middle < end
+            elif inside and head == "VmFlags:":
+                flags = rest.split()
+    assert "dd" in flags
