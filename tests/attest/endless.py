@@ -1,4 +1,4 @@
-"""A revocation list that does not say until when it holds; the library makes none."""
+"""What the library does not make: lists without an end, keys under another algorithm. Signed by ECDSA with SHA-256."""
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes
@@ -34,13 +34,24 @@ def der(tag: int, *values: bytes) -> bytes:
     return bytes([tag, 0x80 | count]) + size.to_bytes(count, "big") + inside
 
 
+def resigned(signed: bytes, algorithm: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
+    signature = key.sign(signed, ec.ECDSA(hashes.SHA256()))
+    return der(SEQUENCE, signed, algorithm, der(BIT_STRING, b"\0", signature))
+
+
+def with_oaep_key(certificate: bytes, key: ec.EllipticCurvePrivateKey) -> bytes:
+    """A certificate of an RSA key, DER, that says it is one for RSAES-OAEP alone."""
+    signed, algorithm, _ = members(content(certificate))
+    rsa, oaep = (bytes.fromhex("06092a864886f70d0101") + last for last in (b"\x01", b"\x07"))
+    assert signed.count(rsa) == 1
+    return resigned(signed.replace(rsa, oaep), algorithm, key)
+
+
 def endless(crl: x509.CertificateRevocationList, key: ec.EllipticCurvePrivateKey) -> bytes:
-    """``crl`` without its nextUpdate, signed anew with ECDSA and SHA-256; DER."""
+    """``crl`` without its nextUpdate; DER."""
     signed, algorithm, _ = members(content(crl.public_bytes(Encoding.DER)))
     parts = members(content(signed))
     times = [at for at, one in enumerate(parts) if one[0] == UTC_TIME]
     assert len(times) == 2
     del parts[times[1]]
-    signed = der(SEQUENCE, *parts)
-    signature = key.sign(signed, ec.ECDSA(hashes.SHA256()))
-    return der(SEQUENCE, signed, algorithm, der(BIT_STRING, b"\0", signature))
+    return resigned(der(SEQUENCE, *parts), algorithm, key)

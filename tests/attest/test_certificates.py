@@ -173,6 +173,18 @@ def test_only_authorities_issue(who, changes):
         verify(chain(**{who: changes}))
 
 
+@pytest.mark.parametrize("who", ["low", "high", "root"])
+@pytest.mark.parametrize(
+    ("basic", "allowed"), [(False, usage(sign=True)), (True, usage(sign=False)), (True, None)]
+)
+def test_an_authority_says_so_twice(who, basic, allowed):
+    """Basic constraints and the use of the key: neither stands for the other."""
+    extensions = [(x509.BasicConstraints(basic, None), True)]
+    extensions += [(allowed, True)] if allowed else []
+    with pytest.raises(NotAuthentic, match=f"certificate {who} (may not issue|is no authority)"):
+        verify(chain(**{who: {"constraints": False, "extensions": extensions}}))
+
+
 def test_a_chain_longer_than_allowed_is_refused():
     for changes in ({"high": {"length": 0}}, {"root": {"length": 1}}):
         with pytest.raises(NotAuthentic, match="this long"):

@@ -14,6 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
+from endless import with_oaep_key
 from recorded import MANIFEST, fixed_time, read
 from software_ak import AK, KEYS, RESTRICTED, UNTIL, Ca, SoftwareAk, pcr_values, selection
 
@@ -443,6 +444,16 @@ def test_an_endorsement_key_of_another_kind_is_refused(ek):
     ca = Ca()
     with pytest.raises(MalformedEvidence):
         enrol(enrolling(ek, ca), believing(ca))
+
+
+def test_an_endorsement_key_that_the_library_does_not_know_is_refused():
+    ca = Ca()
+    certificate = with_oaep_key(ca.certify(rsa.generate_private_key(65537, 2048), use=EK_USE), ca.key)
+    evidence = changed(
+        SoftwareAk().evidence(), lambda members: members.update(ek_certificate=b64url(certificate))
+    )
+    with pytest.raises(MalformedEvidence, match="neither RSA nor ECC"):
+        enrol(evidence, believing(ca))
 
 
 def test_the_certificate_of_an_attestation_key_is_not_that_of_an_endorsement_key():

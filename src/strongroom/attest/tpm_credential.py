@@ -23,7 +23,7 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms
 from cryptography.hazmat.primitives.kdf.concatkdf import ConcatKDFHash
 from cryptography.hazmat.primitives.kdf.kbkdf import KBKDFHMAC, CounterLocation, Mode
 
-from strongroom.attest.certificates import load_certificate
+from strongroom.attest.certificates import UNREADABLE, load_certificate
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.tpm_certificates import EK_USE, chain_of, parse_certificates
 from strongroom.attest.tpm_evidence import TpmEvidence
@@ -143,7 +143,11 @@ def vouched(evidence: Evidence, context: Context) -> Vouched:
             "The certificate of the TPM's endorsement key leads to no CA that is believed.",
             hint="Add the CA of the TPM's maker to the roots, or the certificates in between.",
         )
-    key = certificate.public_key()
+    try:
+        key: object = certificate.public_key()
+    except UNREADABLE:
+        # Such as RSAES-OAEP, as which makers have certified keys of TPM 1.2.
+        key = None
     if not isinstance(key, rsa.RSAPublicKey | ec.EllipticCurvePublicKey):
         raise MalformedEvidence("The endorsement key is of neither RSA nor ECC.")
     platform = f"ak:{fingerprint(parts.key)}"

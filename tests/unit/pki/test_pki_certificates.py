@@ -160,6 +160,24 @@ def test_every_serial_number_is_another(authority):
     assert max(serials).bit_length() > 128
 
 
+def test_clocks_that_are_a_little_slow_believe_a_new_certificate(authority):
+    for pem in (authority[0], issue(*authority, "a", ["a"], NOW)[0]):
+        begin = x509.load_pem_x509_certificate(pem).not_valid_before_utc
+        assert begin == NOW - timedelta(hours=1)
+
+
+def test_what_a_ca_may_is_critical(tmp_path):
+    """Whoever does not understand it must not believe the CA; and no CA is made with its key."""
+    narrow, key = new_ca("narrow", NOW, permitted=["example.org"])
+    found = x509.load_pem_x509_certificate(narrow).extensions
+    for kind in (x509.BasicConstraints, x509.KeyUsage, x509.NameConstraints):
+        assert found.get_extension_for_class(kind).critical
+    assert found.get_extension_for_class(x509.BasicConstraints).value.path_length == 0
+    leaf = x509.load_pem_x509_certificate(issue(narrow, key, "a", ["a.example.org"], NOW)[0])
+    assert leaf.extensions.get_extension_for_class(x509.BasicConstraints).critical
+    assert leaf.extensions.get_extension_for_class(x509.KeyUsage).critical
+
+
 def test_nothing_outlives_its_authority():
     ca, key = new_ca("short", NOW, days=10)
     certificate, _ = issue(ca, key, "a", ["a"], NOW, days=397)
