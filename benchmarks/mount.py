@@ -4,8 +4,9 @@
 
 Plain and mounted take turns; ciphertext and plain file are in the page cache, and what the kernel has kept of the
 mounted file is dropped before each round, so that every byte is decrypted. In the rows "again" it is kept, as for the
-second process that loads a model. Readers are processes of their own, and
-so is ``strongroom mount``. CPU: of the reader, with its page faults and copies, and of the mount; what the
+second process that loads a model. In the last rows, "preloaded", each round has a mount of its own with ``--preload``,
+and begins when that is done; CPU of the mount is what the preloading took. Readers are processes of their own, and so is
+``strongroom mount``. CPU: of the reader, with its page faults and copies, and of the mount; what the
 plain file takes is all the reader's.
 """
 
@@ -171,6 +172,25 @@ def main() -> None:
     finally:
         mount.terminate()
         mount.wait()
+    for name in () if arguments.no_page_cache else READERS:
+        if arguments.only in name:
+            preloaded(name, place, shown, arguments)
+
+
+def preloaded(name: str, place: Path, shown: Path, arguments: argparse.Namespace) -> None:
+    """A row of mounts that have preloaded one model."""
+    plain, mounted = [], []
+    command = [PROGRAM, "mount", place / "a.sealed", shown, "-k", place / "key.txt", "--preload"]
+    for _ in range(arguments.rounds):
+        plain.append(measure(name, [place / "a.safetensors"]))
+        with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as mount:
+            mount.stderr.readline()  # the files are there
+            used = -cpu_of(mount.pid)
+            assert "preloaded" in mount.stderr.readline()
+            used += cpu_of(mount.pid)
+            mounted.append((*measure(name, [shown / "a.safetensors"]), used))
+            mount.terminate()
+    line(f"{name}, preloaded", plain, mounted, arguments.size / 1024)
 
 
 def row(
@@ -193,11 +213,17 @@ def row(
             forget(shown / one)
         before = cpu_of(pid)
         mounted.append((*measure(name, [shown / one for one in files]), cpu_of(pid) - before))
-    gib = readers * arguments.size / 1024
+    label = name + (f", {readers} at once" if readers > 1 else "") + (", again" if again else "")
+    line(label, plain, mounted, readers * arguments.size / 1024)
+
+
+def line(
+    label: str, plain: list[tuple[float, float]], mounted: list[tuple[float, float, float]], gib: float
+) -> None:
+    """Print medians of wall time and CPU."""
     p, m = statistics.median(one[0] for one in plain), statistics.median(one[0] for one in mounted)
     cpu = [statistics.median(one[1] for one in plain) / gib]
     cpu += [statistics.median(one[index] for one in mounted) / gib for index in (1, 2)]
-    label = name + (f", {readers} at once" if readers > 1 else "") + (", again" if again else "")
     figures = f"{p:.2f} | {m:.2f} | {m / p:.2f} | {gib * 1.0737 / m:.2f} | {cpu[0]:.2f} | {cpu[1]:.2f} | {cpu[2]:.2f}"
     print(f"| {label} | {figures} |", flush=True)
 

@@ -32,8 +32,8 @@ _IN_DELETE_SELF: Final = 0x400
 class Preload:
     """Decrypts every file once, in the order of the tree, and hands it to the kernel unasked.
 
-    Handing over (``FUSE_NOTIFY_STORE``) takes 0.66 s of CPU for 1 GiB. To read the files, or to have the kernel
-    read ahead, takes 0.7 to 0.8 s, and has this process, or one more, hold what it serves itself.
+    Handing over (``FUSE_NOTIFY_STORE``) takes 0.65 s of CPU for 1 GiB. To have the kernel read ahead, or to read
+    the files, takes 0.7 to 0.9 s, and has this process, or one more, hold what it serves itself.
 
     It ends where there is no room: what the kernel takes back at once is worth nothing. Who reads goes
     first. Files that fail are left to those who read them, after a line in the log.
