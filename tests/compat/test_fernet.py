@@ -228,6 +228,17 @@ def test_padding_is_looked_at_after_the_mac():
         encryptor = Cipher(AES(raw[16:]), CBC(IV)).encryptor()
 
 
+def test_half_a_block_with_a_true_mac():
+    """Only who has the key can make one; it is no error of the cipher."""
+    from cryptography.hazmat.primitives import hashes, hmac
+
+    body = b"\x80" + NOW.to_bytes(8, "big") + IV + bytes(20)
+    mac = hmac.HMAC(base64.urlsafe_b64decode(KEY)[:16], hashes.SHA256())
+    mac.update(body)
+    with pytest.raises(ForeignTampered, match="too few or too many"):
+        opened(base64.urlsafe_b64encode(body + mac.finalize()))
+
+
 @pytest.mark.parametrize(
     "key",
     [b"x", KEY[:-2], KEY + KEY, base64.urlsafe_b64decode(KEY), b"A" * 44, b"-----BEGIN", b"\xff" * 44],
