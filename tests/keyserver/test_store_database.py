@@ -52,8 +52,9 @@ def test_an_empty_database_is_no_store(database_url, tmp_path):
 
 def test_a_file_that_is_no_database_is_refused(tmp_path):
     (tmp_path / "k.db").write_bytes(b"not a database, but long enough to be one" * 100)
-    with pytest.raises(StorageError, match="SQLITE_NOTADB"):
+    with pytest.raises(StorageError, match="SQLITE_NOTADB") as caught:
         Store(f"sqlite:///{tmp_path}/k.db", kek())
+    assert "restore a backup" in caught.value.hint
 
 
 def test_files_of_sqlite_are_readable_by_their_owner_alone(tmp_path):

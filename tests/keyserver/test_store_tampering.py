@@ -245,8 +245,9 @@ def test_a_copy_opens_nothing_without_the_root_key(tmp_path):
         content = path.read_bytes()
         assert b"SECRETSECRET" not in content and signing not in content
     url = f"sqlite:///{tmp_path}/copy/k.db"
-    with pytest.raises(InvalidKey, match="under the root key"):
+    with pytest.raises(InvalidKey, match="under the root key") as caught:
         Store(url, kek(2))
+    assert "[kek]" in caught.value.hint
     # He writes the id of his own root key there.
     sql(url, "UPDATE store SET kek = ?", kek(2).id)
     with pytest.raises(HeaderTampered):

@@ -197,7 +197,8 @@ class Core:
         self.test: bool = row.test
         if row.kek != self._kek.id:
             raise InvalidKey(
-                f"The database is under the root key {row.kek}, and this is {self._kek.id}."
+                f"The database is under the root key {row.kek}, and this is {self._kek.id}.",
+                hint="Name the right one in [kek] of the configuration: after rotate-kek it is the new one.",
             )
         if self.test and not allow_test_roots:
             raise UsageError(

@@ -56,6 +56,8 @@ _TRUSTED_SECONDS: Final = 1.0
 """That a connection is used again without asking whether it is one still: asking is a wait for the server, of
 which a group of releases has one otherwise."""
 
+_DAMAGED: Final = ("SQLITE_NOTADB", "SQLITE_CORRUPT")
+
 _UNEXPECTED: Final = ("22012", "23505")
 """Of PostgreSQL: a division by zero, a row that is there already."""
 
@@ -333,5 +335,7 @@ def _translated() -> Iterator[None]:
     if problem:
         raise StorageError(
             f"The database does not answer as it should ({problem}).",
-            hint="See whether it runs, has room on its disk, and lets this user in.",
+            hint="Its file is damaged: restore a backup."
+            if problem.endswith(_DAMAGED)
+            else "See whether it runs, has a database of this name and room on its disk, and lets this user in.",
         )
