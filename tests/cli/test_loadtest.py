@@ -112,8 +112,9 @@ def test_a_file_and_a_token(cli, url, here):
         (("localhost", "--model", "m", "--rate", "0"), 2),
         (("localhost", "--model", "m", "-batch", "0"), 2),
         (("localhost", "--model", "m", "-bach", "1"), 2),
+        (("localhost", "--model", "m", "--plot", "nowhere/a.png"), 2),
     ],
-    ids=range(11),
+    ids=range(12),
 )
 def test_what_is_refused(cli, arguments, code):
     done = cli("loadtest", *arguments)
@@ -125,7 +126,7 @@ def test_what_is_refused(cli, arguments, code):
 def test_a_model_that_is_not_there(cli, url):
     done = cli("loadtest", url, "--model", "other")
     assert done.code == 2
-    assert "404" in done.error() and "no such model" in done.error()
+    assert done.error() == "The server answers HTTP 404: there is no such model."
 
 
 def inferences(url):

@@ -187,7 +187,7 @@ def test_a_port_that_is_taken(cli):
         found = cli("serve", "m=a", "--rest-port", port, "--grpc-port", "0")
     assert found.code == 7
     assert f"port {port}: address already in use" in found.error()
-    assert "take another port" in found.error()
+    assert "take another port" in found.err
 
 
 HIDE = """

@@ -19,7 +19,7 @@ pytest.importorskip("grpc", reason="a load test needs the extra loadtest")
 import numpy as np
 from model_stub import RestServer, Stub, grpc_server
 
-from strongroom.errors import NotAuthorised, NotFound, ServerUnavailable, UsageError
+from strongroom.errors import InvalidKey, NotAuthorised, NotFound, ServerUnavailable, UsageError
 from strongroom.loadtest.connection import Ask, Failed
 from strongroom.loadtest.inputs import random_inputs
 from strongroom.loadtest.load import closed_loop, open_loop
@@ -289,6 +289,28 @@ def test_mutual_tls_over_grpc(stub, certificates):
             run(plan(url, security=security(certificates, "ca.pem", None, None), timeout=5))
     finally:
         server.stop(None).wait(TIMEOUT)
+
+
+@pytest.mark.parametrize("scheme", ["https", "grpcs"])
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (("client.key", None, None), "-ca, or -crt without -key"),
+        (("ca.pem", "client.pem", "server.key"), "-crt and -key are not"),
+    ],
+)
+def test_files_that_cannot_be_used_are_said_over_either_transport(certificates, scheme, names, says):
+    with pytest.raises(InvalidKey, match=says):
+        run(plan(f"{scheme}://localhost:1", security=security(certificates, *names)))
+
+
+def test_the_port_of_the_other_transport(rest, rpc):
+    with pytest.raises(ServerUnavailable) as raised:
+        run(plan(rest.replace("http:", "grpc:"), timeout=5))
+    assert "http://HOST:PORT" in raised.value.hint
+    with pytest.raises(ServerUnavailable) as raised:
+        run(plan(rpc.replace("grpc:", "http:"), timeout=5))
+    assert "grpc://HOST:PORT" in raised.value.hint
 
 
 @pytest.mark.parametrize("scheme", ["https", "grpcs"])

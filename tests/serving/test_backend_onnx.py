@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 from onnx_graphs import FLOAT, graph, identity, tensor
 
 import strongroom
-from strongroom.errors import FormatError
+from strongroom.errors import FormatError, UsageError
 from strongroom.serving.backend import BackendOptions
 from strongroom.serving.backends import registry
 from strongroom.serving.backends.onnx import _cores
@@ -166,6 +166,12 @@ def test_values_that_the_model_cannot_take_are_the_clients_mistake(loaded, capfd
         assert caught.value.__cause__ is None
     assert "77777777" not in capfd.readouterr().err  # fewer digits may be those of a time
     assert run(model, d=d, i=np.array([2]))["y"].tolist() == [0]
+
+
+def test_an_option_that_onnx_runtime_would_pass_over(loaded):
+    with pytest.raises(UsageError, match="no option provders") as caught:
+        loaded(identity(FLOAT, ["n"]), extra={"provders": ["CPUExecutionProvider"]})
+    assert "providers" in caught.value.hint
 
 
 def test_an_unknown_rank_takes_any(loaded):

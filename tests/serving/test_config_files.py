@@ -105,6 +105,7 @@ def of_one(member):
         (of_one("versions: {specific: []}"), "models[0].versions.specific names no versions"),
         (of_one("versions: {latest: 1, specific: [1]}"), "models[0].versions must be all"),
         (of_one("versions: some"), "models[0].versions must be all"),
+        (of_one("backend: onxx"), "models[0].backend is no backend"),
         (of_one("labels: {stable: x}"), "models[0].labels.stable must be a whole number"),
         (of_one("labels: {1: 1}"), "a name in models[0].labels must be text"),
         (
@@ -122,7 +123,7 @@ def of_one(member):
         ("[" * 100_000, "not YAML"),
         ("a: 2001-99-99", "not YAML"),
     ],
-    ids=range(35),
+    ids=range(36),
 )
 def test_a_file_that_is_not_valid_says_where(file, text, says):
     path = file(text)

@@ -6,11 +6,13 @@ import http.client
 import json
 import ssl
 import subprocess
+from datetime import UTC, datetime
 
 import grpc
 import pytest
 from front_process import DOUBLED, PREDICT, Pki
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from structlog.testing import capture_logs
 
 import strongroom
 from strongroom.errors import InvalidKey, UsageError
@@ -240,3 +242,17 @@ def test_files_that_are_not_a_certificate_and_its_key(pki, tmp_path):
     with pytest.raises(UsageError, match="has certificate, key and CA in it"):
         Tls(certificate=str(certificate), config="ssl.cfg")
     assert "PRIVATE" not in repr(read(Tls(str(certificate), str(key))))
+
+
+def test_a_certificate_that_has_expired_is_said_and_served(pki):
+    valid = pki.server()
+    with capture_logs() as said:
+        Certificates(Tls(*map(str, valid)))
+    assert said == []
+    pki.now = datetime(2024, 5, 1, tzinfo=UTC)
+    expired = pki.issue("expired", ["localhost"])
+    with capture_logs() as said:
+        Certificates(Tls(*map(str, expired)))
+    assert [one["log_level"] for one in said] == ["warning"]
+    assert said[0]["event"].startswith("the certificate is not valid now")
+    assert said[0]["since"].startswith("2024-04-30")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
 from strongroom.cli.measure import Measurement
-from strongroom.errors import MissingExtra, UsageError
+from strongroom.errors import MissingExtra, NotFound, UsageError
 from strongroom.model.output import FileOutput
 
 __all__ = ["check_chart_name", "draw_chart", "save_figure"]
@@ -21,11 +22,16 @@ def check_chart_name(path: str) -> str:
 
     Raises:
         UsageError: none that can be drawn.
+        NotFound: there is no folder for it.
         MissingExtra: matplotlib is not installed.
     """
     kind = path.rsplit(".", 1)[-1].lower() if "." in path else ""
     if kind not in _FORMATS:
         raise UsageError(f"{path}: a chart is a .png, .svg or .pdf file.")
+    folder = os.path.dirname(path) or "."
+    if not os.path.isdir(folder):
+        # Now, and not when all has been measured.
+        raise NotFound(f"{folder}: no such directory.")
     try:
         import matplotlib  # noqa: F401 - only whether it is there
     except ImportError:

@@ -183,7 +183,7 @@ def loadtest(
     """
     where = _one_of(url, url_option)
     if not model:
-        raise UsageError("Which model?", hint="--model M")
+        raise UsageError("Which model?", hint="--model M, as the server calls it.")
     if sum((img is not None, input is not None, random)) > 1:
         raise UsageError("-img, --input and --random are alternatives.")
     if rate is not None and not 0 < rate <= _MAX_RATE:
@@ -249,7 +249,9 @@ def loadtest(
 
 def _one_of(url: str | None, option: str | None) -> str:
     if (url is None) == (option is None):
-        raise UsageError("Give the URL of the server, once.")
+        raise UsageError(
+            "Give the URL of the server, once.", hint="strongroom loadtest localhost:8500 --model M"
+        )
     return url or option or ""
 
 

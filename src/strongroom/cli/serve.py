@@ -31,6 +31,9 @@ _PACKAGES: Final = (
     *("google", "google.protobuf", "grpc", "grpc_health", "grpc_reflection", "httptools", "ml_dtypes"),
     *("numpy", "orjson", "prometheus_client", "structlog", "uvicorn", "uvloop", "yaml"),
 )
+_TFS_OPTIONS: Final = {"port": "grpc-port", "rest-api-port": "rest-port"}
+"""Names of tensorflow_model_server → ours; underlines are dashes in all."""
+
 _BATCH: Final = re.compile(r"(\d{1,6})(?::(\d{1,5}(?:\.\d{1,6})?))?")
 
 
@@ -42,7 +45,7 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[NAME=PATH]...",
+            metavar="NAME=PATH",
             show_default=False,
             help="Models: by which name, and where; a sealed model, or a directory of versions.",
         ),
@@ -54,7 +57,6 @@ def serve(
         Path | None,
         _given(
             "--model-config-file",
-            "--model_config_file",
             metavar="FILE",
             help="Further models, in TensorFlow Serving's format.",
         ),
@@ -112,7 +114,6 @@ def serve(
         str | None,
         _given(
             "--ssl-config-file",
-            "--ssl_config_file",
             metavar="FILE",
             help="TensorFlow Serving's ssl.cfg, in place of the three; holds for both ports. May be a "
             "sealed file.",
@@ -272,6 +273,11 @@ def _load(key: str | None, batching: Batching | None) -> Load:
     return load
 
 
+def _spelling(option: str) -> str:
+    name = option.replace("_", "-")
+    return _TFS_OPTIONS.get(name, name)
+
+
 def register(app: typer.Typer) -> None:
     """Add the verb."""
-    verb(app, "serve", serve, _EXAMPLES)
+    verb(app, "serve", serve, _EXAMPLES, _spelling)

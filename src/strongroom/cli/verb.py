@@ -188,7 +188,20 @@ def parse_pairs(pairs: Sequence[str] | None, option: str) -> dict[str, str]:
     return found
 
 
-def verb(app: typer.Typer, name: str, function: Callable[..., None], examples: str) -> None:
-    """Add ``function`` to ``app``; its docstring is the help, ``examples`` are lines of shell."""
+def verb(
+    app: typer.Typer,
+    name: str,
+    function: Callable[..., None],
+    examples: str,
+    spelling: Callable[[str], str] | None = None,
+) -> None:
+    """Add ``function`` to ``app``; its docstring is the help, ``examples`` are lines of shell.
+
+    Args:
+        spelling: from the name of an option, without its dashes, to the one that it has here.
+    """
     command = type(name, (_Verb,), {"examples": examples})
-    app.command(name, cls=command, help=paragraphs(function.__doc__))(function)
+    settings = {"token_normalize_func": spelling} if spelling else None
+    app.command(name, cls=command, help=paragraphs(function.__doc__), context_settings=settings)(
+        function
+    )

@@ -50,13 +50,18 @@ class Failed(Exception):
         match self.code:
             case "UNREACHABLE":
                 reason = f": {words}" if words else ""
-                return ServerUnavailable(f"The server cannot be reached{reason.rstrip('.')}.")
+                return ServerUnavailable(
+                    f"The server cannot be reached{reason.rstrip('.')}.",
+                    # Words of gRPC.
+                    hint="It may be a port of REST: http://HOST:PORT." if "http1.x" in words else None,
+                )
             case "TIMEOUT":
                 return ServerUnavailable("The server does not answer in time.")
             case "DISCONNECTED":
                 return ServerUnavailable(
                     "The server closes the connection without an answer.",
-                    hint="One that wants a client's certificate does so: -crt and -key.",
+                    hint="A port of gRPC does so: grpc://HOST:PORT. So does one that wants a client's "
+                    "certificate: -crt and -key.",
                 )
             case "HTTP 404" | "NOT_FOUND":
                 return NotFound(text)

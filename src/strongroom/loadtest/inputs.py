@@ -217,5 +217,5 @@ def _layout(spec: TensorSpec) -> tuple[bool, int, int, int]:
         if shape[1] in _CHANNELS:
             return True, shape[2], shape[3], shape[1]
     raise UsageError(
-        f"Input {spec.name} is none for images.", hint="It would be [?, 224, 224, 3], say."
+        f"Input {spec.name} takes no images.", hint="One that does is [?, 224, 224, 3], say."
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -155,4 +156,7 @@ def _reason(error: OSError) -> str:
 
 
 def _words(body: bytes) -> str:
-    return body[:400].decode("utf-8", "replace")
+    try:
+        return str(json.loads(body)["error"])  # of both protocols
+    except (ValueError, TypeError, KeyError):
+        return body[:400].decode("utf-8", "replace")

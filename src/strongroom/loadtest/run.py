@@ -92,12 +92,13 @@ async def _run(plan: Plan) -> Outcome:
 
 
 def _connections(plan: Plan) -> list[Connection]:
+    # For gRPC too, which says of files that it cannot use no more than that it does not connect.
+    context = plan.security.context() if plan.target.secure else None
     if plan.target.grpc:
         return [
             GrpcConnection(plan.target, plan.security, plan.headers, plan.timeout)
             for _ in range(plan.connections)
         ]
-    context = plan.security.context() if plan.target.secure else None
     return [
         RestConnection(plan.target, context, plan.headers, plan.timeout)
         for _ in range(plan.connections)

@@ -57,11 +57,16 @@ class Security:
         """
         try:
             context = ssl.create_default_context(cadata=None if self.ca is None else self.ca.decode())
-            if self.files is not None:
+        except (ssl.SSLError, ValueError):
+            raise InvalidKey("-ca, or -crt without -key, holds no certificates in PEM.") from None
+        if self.files is not None:
+            try:
                 # Without a password OpenSSL would ask for one on the terminal.
                 context.load_cert_chain(*self.files, password=b"")
-        except (ssl.SSLError, ValueError):
-            raise InvalidKey("The CA, certificate or key for TLS cannot be used.") from None
+            except (ssl.SSLError, ValueError):
+                raise InvalidKey(
+                    "-crt and -key are not a certificate and its key, in PEM and without a passphrase."
+                ) from None
         return context
 
 

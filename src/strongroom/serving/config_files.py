@@ -26,6 +26,7 @@ import yaml
 from google.protobuf import text_format  # type: ignore[import-untyped]
 
 from strongroom.errors import StrongroomError, UsageError, os_errors
+from strongroom.serving.backends.registry import BACKENDS
 from strongroom.serving.config import Batching, Cache, ClientRule, Limits, ModelConfig, VersionPolicy
 from strongroom.serving.messages import message
 from strongroom.serving.tensors import DTYPES, TensorSpec
@@ -290,6 +291,12 @@ def _dtype(where: str, value: Any) -> str:
     return str(value)
 
 
+def _backend(where: str, value: Any) -> str:
+    if value not in BACKENDS:
+        raise _invalid(where, "is no backend", "One of " + ", ".join(BACKENDS) + ".")
+    return str(value)
+
+
 def _shape(where: str, value: Any) -> tuple[int, ...] | None:
     if value is None:
         return None
@@ -312,7 +319,9 @@ def _versions(where: str, value: Any) -> VersionPolicy:
 _MANY: Final = 1_000_000
 _SPECS: Final = _list(_record(TensorSpec, {"name": _text, "dtype": _dtype, "shape": _shape}))
 _MODEL: Final[Mapping[str, Read]] = {
-    **dict.fromkeys(("name", "path", "key", "backend", "file"), _text),
+    **dict.fromkeys(("name", "path", "key"), _text),
+    "backend": _backend,
+    "file": _text,
     **dict.fromkeys(("inputs", "outputs"), _SPECS),
     "options": _mapping(_anything),
     "threads": _integer(0, 4096),

@@ -13,12 +13,14 @@ import contextlib
 import os
 import ssl
 import time
+from datetime import UTC, datetime
 from typing import Any, Final
 
 from strongroom.errors import AccessError, InvalidKey, Unavailable
 from strongroom.serving.settings import Tls
 from strongroom.serving.tls_files import Material, read, stamp
 from strongroom.web.contexts import NewestContext
+from strongroom.web.logs import log
 
 __all__ = ["Certificates", "only_tls_1_3"]
 
@@ -100,6 +102,15 @@ class Certificates:
             )
         self.context.current = _context(found)
         self._material = found
+        since, until = found.valid
+        if not since <= datetime.now(UTC) <= until:
+            # Clients see it; who runs the server would look for the fault there.
+            log.warning(
+                "the certificate is not valid now; clients refuse it",
+                since=since.isoformat(),
+                until=until.isoformat(),
+                hint="strongroom pki server --force makes a new one.",
+            )
         if before is not None and before.client_ca != found.client_ca:
             self.clients += 1
 

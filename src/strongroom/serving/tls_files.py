@@ -6,6 +6,7 @@ import base64
 import os
 import re
 from dataclasses import dataclass, field
+from datetime import datetime
 from functools import cache
 from typing import Any, Final
 
@@ -42,11 +43,13 @@ class Material:
         certificate: with those above it.
         key: without a passphrase.
         client_ca: None asks no client for a certificate.
+        valid: since when, and until when, the certificate is.
     """
 
     certificate: bytes
     key: bytes = field(repr=False)
     client_ca: bytes | None
+    valid: tuple[datetime, datetime]
 
 
 def stamp(tls: Tls) -> tuple[tuple[int, int, int], ...]:
@@ -149,7 +152,8 @@ def _folded(pem: bytes) -> bytes:
 
 
 def _checked(certificate: bytes, key: bytes, authorities: bytes | None, pair: str, ca: str) -> Material:
-    if not _belong_together(certificate, key):
+    leaf = _certificate_of(certificate, key)
+    if leaf is None:
         raise InvalidKey(
             f"{pair}: not a certificate and its key, in PEM and without a passphrase.",
             hint="A key with a passphrase is better sealed: strongroom seal.",
@@ -157,18 +161,22 @@ def _checked(certificate: bytes, key: bytes, authorities: bytes | None, pair: st
     if authorities is not None and not _are_certificates(authorities):
         raise InvalidKey(f"{ca} holds no certificates in PEM of those who sign for clients.")
     return Material(
-        _folded(certificate), _folded(key), None if authorities is None else _folded(authorities)
+        _folded(certificate),
+        _folded(key),
+        None if authorities is None else _folded(authorities),
+        (leaf.not_valid_before_utc, leaf.not_valid_after_utc),
     )
 
 
-def _belong_together(certificate: bytes, key: bytes) -> bool:
+def _certificate_of(certificate: bytes, key: bytes) -> x509.Certificate | None:
+    """The first one, unless the key is another's."""
     try:
         leaf = x509.load_pem_x509_certificates(_folded(certificate))[0]
         public = load_pem_private_key(_folded(key), None).public_key()
         form = Encoding.DER, PublicFormat.SubjectPublicKeyInfo
-        return leaf.public_key().public_bytes(*form) == public.public_bytes(*form)
+        return leaf if leaf.public_key().public_bytes(*form) == public.public_bytes(*form) else None
     except (ValueError, TypeError, IndexError, UnsupportedAlgorithm):
-        return False
+        return None
 
 
 def _are_certificates(pem: bytes) -> bool:

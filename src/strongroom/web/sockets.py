@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import resource
 import socket
@@ -46,7 +47,11 @@ def bind(host: str, port: int, what: str = "listen.host") -> list[socket.socket]
             for each in sockets:
                 each.close()
             reason = os.strerror(error.errno or 0).lower()
-            raise Unavailable(f"Cannot listen at {host}, port {port}: {reason}.") from error
+            taken = error.errno == errno.EADDRINUSE
+            raise Unavailable(
+                f"Cannot listen at {host}, port {port}: {reason}.",
+                hint="ss -ltnp shows who listens there; take another port." if taken else None,
+            ) from error
         port = one.getsockname()[1]
     return sockets
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from strongroom.errors import FormatError
+from strongroom.errors import FormatError, UsageError
 from strongroom.model.reader import SealedModel
 from strongroom.serving.backend import Arrays, BackendOptions
 from strongroom.serving.status import Code, RequestError
@@ -20,6 +20,7 @@ __all__ = ["load"]
 _BFLOAT16: Final = "bfloat16"
 _BFLOAT16_OF_ONNX: Final = 16  # TensorProto.BFLOAT16
 _FATAL: Final = 4
+_OPTIONS: Final = ("providers", "provider_options", "disabled_optimizers")
 _NO_MEMORY: Final = "Failed to allocate memory"
 
 _DTYPES: Final = {
@@ -120,9 +121,16 @@ def load(model: SealedModel, options: BackendOptions) -> _Session:
     """A session; ``options.extra`` are ``providers`` and what else ``InferenceSession`` takes.
 
     Raises:
+        UsageError: an option that it does not know.
         FormatError: an input or output is no tensor of a dtype that protocols carry.
     """
     from strongroom.loaders import onnx
+
+    for name in options.extra:
+        if name not in _OPTIONS:  # InferenceSession would pass over it
+            raise UsageError(
+                f"ONNX Runtime has no option {name[:80]}.", hint="It has: " + ", ".join(_OPTIONS) + "."
+            )
 
     def session_options() -> Any:
         import onnxruntime
