@@ -262,7 +262,7 @@ def mounted(
     device = _open_and_mount(place, options, flags)
     own = _mount_entry(place)
     server = Server(tree, device, page_cache=page_cache, everybody=allow_other, cache=cache)
-    preloading = Preload(server, tree, place) if preload else None
+    preloading = None
     try:
         try:
             server.begin(_READAHEAD)
@@ -271,7 +271,8 @@ def mounted(
         except OSError as error:
             reason = os.strerror(error.errno or 0).lower()
             raise StorageError(f"{place}: the kernel does not answer: {reason}.") from None
-        if preloading:
+        if preload:
+            preloading = Preload(server, tree, place)
             preloading.start()
         yield Mount(place, server)
     finally:
