@@ -12,9 +12,7 @@ Exits with 1 if anything is not as it says.
 
 from __future__ import annotations
 
-import argparse
 import logging
-import shutil
 import statistics
 import sys
 import time
@@ -33,7 +31,7 @@ from rich.table import Table
 from serve_digits import serve
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-from telling import claim, claims, console, run, step
+from telling import claim, console, made_anew, result, run, step
 
 import strongroom
 from strongroom import loaders
@@ -257,24 +255,12 @@ def demo(folder: Path) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="From training to tampering, on real data.")
-    parser.add_argument("--directory", type=Path, default=Path(".demo"), help="made anew")
-    folder = parser.parse_args().directory
-    if folder.exists():
-        if not (folder / ".strongroom-demo").exists():
-            parser.error(f"{folder} is there and is not of this demo")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    (folder / ".strongroom-demo").touch()
+    folder = made_anew("From training to tampering, on real data.", ".demo")
     begin = time.perf_counter()
     demo(folder)
-    failed = [text for text, holds in claims if not holds]
-    step("Result")
-    console.print(
-        f"{len(claims) - len(failed)} of {len(claims)} claims hold; {time.perf_counter() - begin:.0f} s."
-    )
+    code = result(f"; {time.perf_counter() - begin:.0f} s")
     console.print(f"The files are in {folder}/.", soft_wrap=True)
-    return 1 if failed else 0
+    return code
 
 
 if __name__ == "__main__":

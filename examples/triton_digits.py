@@ -11,7 +11,6 @@ Exits with 1 if anything is not as it says.
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import signal
@@ -27,7 +26,7 @@ import numpy as np
 import torch
 import tritonclient.grpc as triton
 from digits import export, flip, train
-from telling import PROGRAM, claim, claims, console, run, show, step
+from telling import PROGRAM, claim, console, made_anew, result, run, show, step
 from tritonclient.utils import InferenceServerException
 
 from strongroom.mount.fuse import available
@@ -227,16 +226,7 @@ def by_a_mount(folder: Path, key: Path, images: np.ndarray, expected: np.ndarray
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="An unchanged Triton serves a sealed model.")
-    parser.add_argument("--directory", type=Path, default=Path(".demo-triton"), help="made anew")
-    folder = parser.parse_args().directory
-    if folder.exists():
-        if not (folder / ".strongroom-demo").exists():
-            parser.error(f"{folder} is there and is not of this demo")
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
-    (folder / ".strongroom-demo").touch()
-    folder = folder.absolute()
+    folder = made_anew("An unchanged Triton serves a sealed model.", ".demo-triton").absolute()
     key = folder / "key.txt"
 
     step("Train on handwritten digits")
@@ -249,11 +239,7 @@ def main() -> int:
     by_the_agent(folder, key, images.numpy(), expected)
     by_a_view(folder, key, images.numpy(), expected)
     by_a_mount(folder, key, images.numpy(), expected)
-
-    failed = [text for text, holds in claims if not holds]
-    step("Result")
-    console.print(f"{len(claims) - len(failed)} of {len(claims)} claims hold.")
-    return 1 if failed else 0
+    return result()
 
 
 if __name__ == "__main__":
