@@ -273,6 +273,19 @@ def test_what_the_killed_left_is_swept_once_it_can_be(model, key, memory, stubbo
     ]
 
 
+def test_a_server_sweeps_before_its_first_model(memory, monkeypatch):
+    monkeypatch.setattr(agent, "Parameters", lambda: Parameters(directory=memory))
+    Path(memory, "strongroom-triton-left").mkdir()
+    agent.start()
+    assert os.listdir(memory) == []
+
+
+def test_a_directory_that_is_not_there(model, key, memory):
+    said = {"key": key, "directory": f"{memory}/nowhere"}
+    with pytest.raises(agent.AgentError, match="nowhere is not a file system in memory"):
+        agent.load(1, str(sealed(model, clear=["*.pbtxt"])), True, said)
+
+
 def test_nothing_passes_the_border(model, key, memory, monkeypatch):
     def ended(*arguments):
         raise SystemExit("plaintext")

@@ -99,7 +99,7 @@ def numpy_model(scale):
 def refused(server, name, load=None):
     """What the log says of a load that fails; the client hears that it has failed."""
     before = len(server.text())
-    with pytest.raises(InferenceServerException, match="failed to"):
+    with pytest.raises(InferenceServerException, match="failed to poll from model repository"):
         (load or server.load)(name)
     found = re.search(r"Poll failed for model directory '[^']*': (.*)\"", server.text()[before:])
     assert found, server.text()[before:]
