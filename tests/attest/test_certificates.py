@@ -28,6 +28,7 @@ from strongroom.attest.certificates import (
     load_crl,
     name_of,
 )
+from strongroom.attest.crl_numbers import crl_numbers
 from strongroom.errors import EvidenceError, MalformedEvidence, NotAuthentic
 
 NOW = datetime(2026, 7, 1, 12, tzinfo=UTC)
@@ -314,6 +315,26 @@ def test_lists_that_cover_only_something_are_refused():
     ):
         with pytest.raises(NotAuthentic, match="does not cover everything"):
             verify(chain(), [point(**partly)])
+
+
+def test_the_least_number_of_an_issuers_lists_counts():
+    def numbered(number, issuer="low", key_id=b"1"):
+        own = x509.AuthorityKeyIdentifier(key_id, None, None)
+        extensions = [(own, False)]
+        extensions += [(x509.CRLNumber(number), False)] if number is not None else []
+        return crl(issuer, extensions=extensions)
+
+    def found(*crls):
+        return crl_numbers(crls, test_root=False)
+
+    assert found(numbered(5), numbered(7)) == found(numbered(7), numbered(5)) == {"CN=low 31": 5}
+    assert found(numbered(7), numbered(None)) == {"CN=low 31": 0}
+    assert found(numbered(7), numbered(5, key_id=b"2")) == {"CN=low 31": 7, "CN=low 32": 5}
+    assert found(numbered(2**158)) == {"CN=low 31": 2**158}
+    assert found() == {}
+    large = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.5.29.20"), b"\x02\x15\x01" + bytes(20))
+    with pytest.raises(NotAuthentic, match="number of a revocation list"):
+        found(crl(extensions=[(large, False)]))
 
 
 def test_an_authority_that_may_not_issue_lists_is_refused():

@@ -7,8 +7,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
-from cryptography.x509 import load_pem_x509_certificates
+from cryptography.x509 import (
+    CertificateBuilder,
+    load_pem_x509_certificates,
+    random_serial_number,
+)
 from nvidia_cases import (
     AT,
     DRIVER_ID,
@@ -309,6 +315,33 @@ def test_a_chain_without_firmware_id_is_refused() -> None:
     fake = replace(gpu, leaf=leaf, chain=chain)
     with pytest.raises(NotAuthentic, match="what firmware"):
         verify(pki().evidence(NONCE, [fake]), context())
+
+
+def test_a_key_that_nvidias_root_has_issued_itself_is_that_of_no_chip() -> None:
+    since, until = pki().since, pki().until
+    leaf = Authority.make("GH100 FMC LF", since, until, pki().device_root, ca=False)
+    fake = replace(pki().gpu(), leaf=leaf, chain=leaf.pem + pki().device_root.pem)
+    with pytest.raises(NotAuthentic, match="one of its chip"):
+        verify(pki().evidence(NONCE, [fake]), context())
+
+
+def test_a_key_of_another_curve_is_refused() -> None:
+    key, gpu = ec.generate_private_key(ec.SECP256R1()), pki().gpu()
+    chip = Authority.make("GH100 A01 GSP BROM", pki().since, pki().until, pki().issuer)
+    builder = CertificateBuilder(
+        chip.certificate.subject,
+        gpu.leaf.certificate.subject,
+        key.public_key(),
+        random_serial_number(),
+        pki().since,
+        pki().until,
+    )
+    for one in gpu.leaf.certificate.extensions:
+        builder = builder.add_extension(one.value, one.critical)
+    leaf = Authority(builder.sign(chip.key, hashes.SHA384()), key)
+    chain = b"".join([leaf.pem, chip.pem, gpu.chain[gpu.chain.index(pki().issuer.pem) :]])
+    with pytest.raises(NotAuthentic, match="not signed by a P-384 key"):
+        verify(pki().evidence(NONCE, [replace(gpu, leaf=leaf, chain=chain)]), context())
 
 
 def test_blackwells_flags() -> None:

@@ -9,6 +9,10 @@ from unittest.mock import patch
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from strongroom.errors import InvalidKey, UsageError
 from strongroom.pki import certificates
@@ -178,6 +182,12 @@ def test_what_a_ca_may_is_critical(tmp_path):
     assert leaf.extensions.get_extension_for_class(x509.KeyUsage).critical
 
 
+def test_a_server_with_a_long_name_has_it_as_alternative_name(authority):
+    host = ".".join(["a" * 40] * 3)
+    found = inspect_certificates(issue(*authority, host, [host], NOW)[0], NOW)[0]
+    assert (found.subject, found.names) == (f"CN={host[:64]}", (f"DNS:{host}",))
+
+
 def test_nothing_outlives_its_authority():
     ca, key = new_ca("short", NOW, days=10)
     certificate, _ = issue(ca, key, "a", ["a"], NOW, days=397)
@@ -309,6 +319,77 @@ def test_inspection_of_a_ca_that_is_a_server_too(tmp_path):
     found = inspect_certificates((tmp_path / "cert.pem").read_bytes(), NOW)[0]
     assert found.ca
     assert "could sign certificates" in " ".join(found.problems)
+
+
+def made(
+    *, ca=False, signs=None, purposes=(), names=("a",), days=90, key=None, serial=None
+) -> x509.Certificate:
+    """A certificate by itself; ``signs`` is what its key usage says, None without any."""
+    key = key or ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "made")])
+    builder = (
+        x509.CertificateBuilder(name, name, key.public_key(), serial or x509.random_serial_number())
+        .not_valid_before(NOW)
+        .not_valid_after(NOW + timedelta(days=days))
+        .add_extension(x509.BasicConstraints(ca, None), critical=True)
+    )
+    if signs is not None:
+        builder = builder.add_extension(
+            x509.KeyUsage(True, *[False] * 4, signs, *[False] * 3), critical=True
+        )
+    if purposes:
+        builder = builder.add_extension(x509.ExtendedKeyUsage(purposes), critical=False)
+    if names:
+        builder = builder.add_extension(
+            x509.SubjectAlternativeName(list(map(x509.DNSName, names))), critical=False
+        )
+    return builder.sign(key, hashes.SHA256())
+
+
+SERVER, CLIENT = [ExtendedKeyUsageOID.SERVER_AUTH], [ExtendedKeyUsageOID.CLIENT_AUTH]
+ANY = [ExtendedKeyUsageOID.ANY_EXTENDED_KEY_USAGE]
+SMALL = {"key": ec.generate_private_key(ec.SECP224R1()), "purposes": SERVER}
+SHORT = {"key": rsa.generate_private_key(65537, 1536), "purposes": SERVER}
+LONG = {"key": rsa.generate_private_key(65537, 2048), "purposes": SERVER}
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ({"ca": True}, ()),
+        ({"ca": True, "signs": True, "names": (), "days": 3650}, ()),
+        ({"ca": True, "signs": False}, ("does not allow it to sign",)),
+        ({"ca": True, "signs": True, "purposes": CLIENT}, ("could sign",)),
+        ({"ca": True, "signs": True, "purposes": SERVER}, ("could sign",)),
+        ({"signs": True, "purposes": SERVER}, ("and it is no CA",)),
+        ({"signs": False, "purposes": SERVER}, ()),
+        ({"signs": False, "purposes": SERVER, "days": 398}, ()),
+        ({"signs": False, "purposes": SERVER, "days": 399}, ("more than 398",)),
+        ({"signs": False, "purposes": CLIENT, "days": 3650, "names": ()}, ()),
+        ({"purposes": ANY, "names": (), "days": 399}, ("alternative name", "more than 398")),
+        ({"names": (), "days": 399}, ("does not say", "alternative name", "more than 398")),
+        (SMALL, ("curve is too small",)),
+        (SHORT, ("RSA key is too short",)),
+        (LONG, ()),
+        ({"purposes": SERVER, "serial": 2**31 - 1}, ("serial number is not random",)),
+        ({"purposes": SERVER, "serial": 2**31}, ()),
+    ],
+)
+def test_inspection_finds_each_thing(how, words):
+    pem = made(**how).public_bytes(Encoding.PEM)
+    problems = inspect_certificates(pem, NOW)[0].problems
+    assert len(problems) == len(words), problems
+    for problem, word in zip(problems, words, strict=True):
+        assert word in problem
+
+
+@pytest.mark.parametrize(("last", "name"), [(b"\x04", "md5"), (b"\x05", "sha1")])
+def test_inspection_of_signatures_by_weak_hashes(last, name):
+    der = made(**LONG).public_bytes(Encoding.DER)
+    sha256 = bytes.fromhex("2a864886f70d01010b")
+    assert der.count(sha256) == 2
+    (problem,) = inspect_certificates(der.replace(sha256, sha256[:-1] + last), NOW)[0].problems
+    assert problem == f"It is signed with {name}."
 
 
 def test_inspection_of_a_broken_chain(authority):
