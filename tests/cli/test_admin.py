@@ -163,7 +163,7 @@ def test_what_cannot_be_undone_asks_first(admin, cli, sealed, key):
         ("keys", "revoke", "asks@1", "--reason", "x"),
         ("keys", "destroy", "asks@1", "--reason", "x"),
         ("nodes", "evict", "ppid:00", "--reason", "x"),
-        ("tokens", "drop", "x"),
+        ("tokens", "drop", "0" * 16),
     ):
         done = cli(*arguments)
         assert done.code == 2
@@ -208,7 +208,7 @@ def test_an_auditor_reads_and_writes_nothing(admin, cli, sealed, key, here, as_a
         ("nodes", "evict", "ppid:00", "--reason", "x", "--yes"),
         ("nodes", "admit", "ppid:00"),
         ("tokens", "add", "another", "--role", "owner", "-o", "t"),
-        ("tokens", "drop", "x", "--yes"),
+        ("tokens", "drop", "0" * 16, "--yes"),
     ):
         done = cli(*writes)
         assert done.code == 4, (writes, done)
