@@ -309,11 +309,19 @@ def test_a_bug_says_where_and_not_what(model, key, memory, monkeypatch):
 
 @pytest.mark.parametrize(
     "said",
-    [{"keys": "x"}, {"wipe": "later"}, {"directory": "shm"}, {"key": "a", "passphrase_file": "b"}],
+    [
+        {"keys": "x"},
+        {"wipe": "later"},
+        {"directory": "shm"},
+        {"key": "a", "passphrase_file": "b"},
+        {"k" * 9999: "x"},
+        {"wipe": "w" * 9999},
+    ],
 )
 def test_parameters(said):
-    with pytest.raises(UsageError):
+    with pytest.raises(UsageError) as caught:
         Parameters.parse(said)
+    assert len(str(caught.value)) < 200
 
 
 def test_an_empty_passphrase(tmp_path):
@@ -327,10 +335,18 @@ def test_an_empty_passphrase(tmp_path):
     [("first\nsecond\n", b"first"), ("first\r\n", b"first"), ("first", b"first")],
 )
 def test_a_passphrase_is_the_first_line(tmp_path, monkeypatch, content, words):
+    buffers = []
     monkeypatch.setattr(parameters, "Passphrase", lambda found: found)
+    monkeypatch.setattr(
+        parameters,
+        "bytearray",
+        lambda size: buffers.append(bytearray(size)) or buffers[-1],
+        raising=False,
+    )
     (tmp_path / "words").write_bytes(content.encode())
     said = Parameters.parse({"passphrase_file": str(tmp_path / "words"), "key": ""})
     assert said.key_source() == words
+    assert [any(one) for one in buffers] == [False]
     assert Parameters.parse({"passphrase_file": "", "key": "", "wipe": "unload"}).key_source() is None
 
 

@@ -116,6 +116,14 @@ def test_errors_say_which(program, library, sealed, said, memory):
         assert list(memory.iterdir()) == []
 
 
+def test_a_name_cannot_forge_the_log(program, library, sealed, said):
+    place = shutil.copytree(sealed, sealed.parent / "m\x1b[1m")
+    with hosting(program, library) as host:
+        host.load(1, place, **said)
+        assert host.final(1) == "ok"
+    assert r"/m\x1b[1m: 2 files" in host.log[0]
+
+
 def test_opened_and_closed_again(program, library, sealed, said, memory):
     """Triton closes it with the last of its models; Python stays."""
     with hosting(program, library) as host:
