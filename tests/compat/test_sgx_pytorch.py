@@ -4,6 +4,7 @@ import collections
 import io
 import os
 import struct
+import zipfile
 from fractions import Fraction
 
 import foreign
@@ -15,7 +16,15 @@ from hypothesis import strategies as st
 
 from strongroom.compat.sgx_pytorch import SgxPytorchCodec, decrypt_tensor, encrypt_tensor, parse_key
 from strongroom.crypto.secret import SecretBytes
-from strongroom.errors import ForeignTampered, FormatError, InvalidKey, StrongroomError, UsageError
+from strongroom.errors import (
+    ForeignTampered,
+    FormatError,
+    InvalidKey,
+    LimitExceeded,
+    StrongroomError,
+    UsageError,
+)
+from strongroom.loaders import source
 
 KEY = bytes(range(100, 116))
 
@@ -359,6 +368,21 @@ def test_broken_files():
         changed[position] ^= 0x10
         with pytest.raises(ForeignTampered):
             foreign.decrypted(codec(), bytes(changed))
+
+
+def test_files_that_expand_too_far(monkeypatch):
+    """What somebody else made of zeros: 1000 times as large in memory."""
+    monkeypatch.setattr(source, "_EXPANSION_FLOOR", 1 << 20)
+    packed = io.BytesIO()
+    with (
+        zipfile.ZipFile(io.BytesIO(saved({"weight": torch.zeros(1 << 19)}))) as old,
+        zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new,
+    ):
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with pytest.raises(LimitExceeded, match="expands too far") as caught:
+        foreign.decrypted(codec(), packed.getvalue())
+    assert caught.value.hint
 
 
 def test_an_error_of_the_reader_or_writer_is_passed_on():

@@ -2,6 +2,7 @@ import importlib.util
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import tempfile
@@ -18,8 +19,16 @@ from keras.src.legacy.saving import legacy_h5_format
 from keras.src.saving import saving_lib
 
 import strongroom
-from strongroom.errors import MissingExtra, NotFound, PayloadTampered, StrongroomError, UsageError
+from strongroom.errors import (
+    LimitExceeded,
+    MissingExtra,
+    NotFound,
+    PayloadTampered,
+    StrongroomError,
+    UsageError,
+)
 from strongroom.loaders import keras as loader
+from strongroom.loaders import source
 
 pytestmark = [
     # Keras gives NumPy tensors of TensorFlow, which do not know the newest argument of __array__.
@@ -394,13 +403,58 @@ def test_other_archives(tmp_path, seal, key):
         loader.load_model(tmp_path / "s", key=key)
 
 
-def test_archives_that_expand_too_far(tmp_path, seal, key, monkeypatch):
-    monkeypatch.setattr(loader, "_EXPANSION_FLOOR", 1 << 20)
+@pytest.mark.parametrize("files", [1, 9])
+def test_archives_that_expand_too_far(tmp_path, seal, key, monkeypatch, files):
+    """One large file, or several that are not: they count together."""
+    monkeypatch.setattr(source, "_EXPANSION_FLOOR", 1 << 20)
     with zipfile.ZipFile(tmp_path / "m.keras", "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("config.json", b"{}")
-        archive.writestr("model.weights.h5", bytes(2 << 20))
-    with pytest.raises(UsageError, match="expands too far"):
+        archive.writestr("model.weights.h5", bytes((2 << 20) // files))
+        for number in range(1, files):
+            archive.writestr(f"assets/{number}", bytes((2 << 20) // files))
+    with pytest.raises(LimitExceeded, match="expands too far"):
         loader.load_model(seal(tmp_path / "m.keras"), key=key)
+
+
+def damage_weights(content, at):
+    """Uncompressed and longer than the archive: the rest would be zeros."""
+    struct.pack_into("<II", content, at + 20, 1 << 20, 1 << 20)
+
+
+def damage_asset(content, at):
+    content[content.index(b"an asset")] ^= 1
+
+
+@pytest.mark.parametrize("damage", [damage_weights, damage_asset])
+def test_archives_that_are_damaged(tmp_path, seal, key, damage):
+    place = tmp_path / "m.keras"
+    with zipfile.ZipFile(place, "w") as archive:
+        archive.writestr("model.weights.h5", bytes(5000))
+        for name in ("config.json", "metadata.json", "assets/a"):
+            archive.writestr(name, b"an asset")
+    content = bytearray(place.read_bytes())
+    damage(content, content.index(b"PK\1\2"))
+    place.write_bytes(content)
+    with pytest.raises(StrongroomError, match="damaged"):
+        loader.load_model(seal(place), key=key)
+
+
+@pytest.mark.parametrize("other", ["./model.weights.h5", "model.weights.h5/x"])
+def test_two_files_in_one_place(tmp_path, seal, key, other):
+    with zipfile.ZipFile(tmp_path / "m.keras", "w") as archive:
+        for name in (other, "config.json", "metadata.json", "model.weights.h5"):
+            archive.writestr(name, b"{}")
+    with pytest.raises(StrongroomError, match=r"strongroom-\d+-"):
+        loader.load_model(seal(tmp_path / "m.keras"), key=key)
+
+
+@pytest.mark.parametrize(
+    "content", [b"{", b"[]", b'{"weight_map": {"a": [5]}}', b'{"weight_map": {"a": 5}}', b"[" * 100_000]
+)
+def test_indices_of_weights_that_are_none(tmp_path, seal, key, content):
+    (tmp_path / "m.weights.json").write_bytes(content)
+    with pytest.raises(UsageError, match="no index of Keras weights"):
+        loader.load_weights(None, seal(tmp_path / "m.weights.json"), key=key)
 
 
 def test_names_that_lead_outside(tmp_path, seal, key, trained, files):

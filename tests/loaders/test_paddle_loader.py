@@ -471,6 +471,28 @@ def test_a_positional_use_static_is_noticed(saved, seal, key):
         )
 
 
+@pytest.mark.parametrize(
+    ("what", "configure"),
+    [
+        ("Paddle Inference on a GPU", lambda config: config.enable_use_gpu(256, 0)),
+        ("Paddle-TRT", lambda config: config.enable_tensorrt_engine(1 << 20, 1, 3)),
+    ],
+    ids=["GPU", "TensorRT"],
+)
+def test_without_a_driver(saved, seal, key, monkeypatch, what, configure):
+    """A Paddle built for GPUs, on a machine without: it is asked for nothing."""
+
+    def no_driver(said):
+        assert said == what
+        raise UsageError(f"{said} needs a CUDA driver, and this machine has none.")
+
+    monkeypatch.setattr(paddle, "is_compiled_with_cuda", lambda: True)
+    monkeypatch.setattr(paddle.inference, "get_trt_compile_version", lambda: (10, 0, 1))
+    monkeypatch.setattr(loader, "require_driver", no_driver)
+    with pytest.raises(UsageError, match=f"{what} needs a CUDA driver"):
+        loader.create_predictor(seal(saved), key=key, configure=configure)
+
+
 def test_several_predictors(saved, seal, key):
     with strongroom.open(seal(saved), key=key) as model:
         one, two = (loader.create_predictor(model) for _ in range(2))

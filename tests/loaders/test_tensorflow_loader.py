@@ -248,12 +248,13 @@ def test_other_models(tmp_path, seal, key):
         loader.saved_model_load(seal(tmp_path / "m"), key=key)
 
 
-def test_converted_by_tf_trt(tmp_path, seal, key):
+@pytest.fixture
+def converted(tmp_path, seal):
     """As TF-TRT writes it: the operation in a function of the library, the engine as an asset."""
     from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
 
-    converted = SavedModel(saved_model_schema_version=1)
-    graph = converted.meta_graphs.add().graph_def
+    made = SavedModel(saved_model_schema_version=1)
+    graph = made.meta_graphs.add().graph_def
     function = graph.library.function.add()
     # Past a segment, so that the name may lie across two pieces.
     function.node_def.add(name="weights", op="Const").attr["value"].s = bytes(3 << 20)
@@ -262,10 +263,31 @@ def test_converted_by_tf_trt(tmp_path, seal, key):
     plain = tmp_path / "trt"
     (plain / "assets").mkdir(parents=True)
     (plain / "assets" / "trt-serialized-engine.TRTEngineOp_000_000").write_bytes(b"ptrt")
-    (plain / "saved_model.pb").write_bytes(converted.SerializeToString())
+    (plain / "saved_model.pb").write_bytes(made.SerializeToString())
+    return seal(plain)
+
+
+def test_converted_by_tf_trt(converted, key):
     with pytest.raises(UsageError, match=r"TF-TRT.*built without TensorRT") as error:
-        loader.saved_model_load(seal(plain), key=key)
+        loader.saved_model_load(converted, key=key)
     assert "GPU" in error.value.hint
+
+
+def test_converted_by_tf_trt_without_a_driver(converted, key, monkeypatch):
+    """A TensorFlow that has TensorRT is not given the model where there is no driver."""
+    asked = []
+
+    def no_driver(what):
+        asked.append(what)
+        raise UsageError(f"{what} needs a CUDA driver, and this machine has none.")
+
+    monkeypatch.setattr(tf.raw_ops, "TRTEngineOp", object(), raising=False)
+    monkeypatch.setattr(tf.test, "is_built_with_gpu_support", lambda: True)
+    monkeypatch.setattr(tf.saved_model, "load", lambda *arguments: pytest.fail("it was entered"))
+    monkeypatch.setattr(loader, "require_driver", no_driver)
+    with pytest.raises(UsageError, match="what TF-TRT has converted needs a CUDA driver"):
+        loader.saved_model_load(converted, key=key)
+    assert len(asked) == 1
 
 
 @pytest.mark.parametrize("cut", range(1, 13))

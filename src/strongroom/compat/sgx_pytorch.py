@@ -41,7 +41,7 @@ from strongroom.compat.base import Codec, PlainFile, Write
 from strongroom.compat.source_file import SourceFile
 from strongroom.crypto.secret import SecretBytes
 from strongroom.errors import ForeignTampered, FormatError, InvalidKey, StrongroomError, UsageError
-from strongroom.loaders.source import extra_for
+from strongroom.loaders.source import check_members, extra_for, members_of
 from strongroom.model.file import SealedFile
 from strongroom.model.output import Output
 from strongroom.model.payload import Content
@@ -321,6 +321,10 @@ class SgxPytorchCodec(Codec):
 
 
 def _load(file: Any, name: str) -> dict[str, Any]:
+    members = members_of(file)
+    if members is not None:
+        check_members(members, file.size, name)
+    file.seek(0)
     try:
         state = torch.load(file, "cpu", weights_only=True, mmap=False)
     except StrongroomError:

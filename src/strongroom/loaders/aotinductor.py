@@ -13,11 +13,20 @@ import os
 import posixpath
 import weakref
 import zipfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-from strongroom.errors import NotFound, StorageError, UsageError
-from strongroom.loaders.source import ModelSource, extra_for, opened, pick
+from strongroom.errors import NotFound, StorageError, UsageError, os_errors
+from strongroom.loaders.source import (
+    DAMAGED_ARCHIVE,
+    ModelSource,
+    check_members,
+    extra_for,
+    opened,
+    pick,
+    start_of,
+)
 from strongroom.model.memory import BufferPool, allocate, memory_file
 from strongroom.model.memory_directory import memory_directory
 from strongroom.model.parallel import for_each
@@ -84,8 +93,10 @@ def aoti_load_package(
         name = pick(model, path, (".pt2",), "AOTInductor")
         directory = stack.enter_context(memory_directory())
         with model.open(name) as file, _archive(file, name) as archive:
-            _check_machine(archive, model_name, name)
-            for member in _members(archive, model_name, name):
+            check_members(archive.infolist(), file.size, name)
+            members = _members(archive, model_name, name)
+            _check_machine(archive, members, name)
+            for member in members:
                 _place(model, name, archive, member, directory, stack)
         made = _load(directory, model_name, run_single_threaded, num_runners, device_index)
         if made.get_metadata().get("AOTI_DEVICE_KEY") != "cpu":
@@ -93,11 +104,13 @@ def aoti_load_package(
         return made
 
 
-def _archive(file: Any, name: str) -> zipfile.ZipFile:
+@contextmanager
+def _archive(file: Any, name: str) -> Iterator[zipfile.ZipFile]:
     try:
-        return zipfile.ZipFile(file)
-    except zipfile.BadZipFile:
-        raise UsageError(f"{name} is not an AOTInductor package.") from None
+        with zipfile.ZipFile(file) as archive:
+            yield archive
+    except DAMAGED_ARCHIVE:
+        raise UsageError(f"{name} is not an AOTInductor package, or a damaged one.") from None
 
 
 def _inside(member: str) -> str:
@@ -128,28 +141,42 @@ def _members(archive: zipfile.ZipFile, model_name: str, name: str) -> list[zipfi
         )
     found = [m for m in archive.infolist() if _inside(m.filename).startswith(wanted) and not m.is_dir()]
     for member in found:
-        if posixpath.normpath(member.filename) != member.filename or member.filename.startswith(".."):
+        path = member.filename
+        if posixpath.normpath(path) != path or path.startswith(("..", "/")):
             raise UsageError(f"{name} has a file with a name that leads out of it.")
+    if len({member.filename for member in found}) < len(found):
+        raise UsageError(f"{name} has two files with one name.")
     return found
 
 
-def _check_machine(archive: zipfile.ZipFile, model_name: str, name: str) -> None:
+def _check_machine(archive: zipfile.ZipFile, members: list[zipfile.ZipInfo], name: str) -> None:
     """Refuse code that would end the process with an illegal instruction.
 
     torch compiles small programs to find out, and only warns.
     """
-    for member in archive.namelist():
-        if not _inside(member).startswith(f"{_MODELS}{model_name}/"):
+    for member in members:
+        if not member.filename.endswith("wrapper_metadata.json"):
             continue
-        if member.endswith("wrapper_metadata.json"):
-            needs = str(json.loads(archive.read(member)).get("AOTI_CPU_ISA", "")).split()
-            tests = {word: getattr(torch.cpu, _CPU_TESTS.get(word, ""), None) for word in needs}
-            missing = [word for word, test in tests.items() if test is not None and not test()]
-            if missing:
-                raise UsageError(
-                    f"{name} was compiled for a CPU with {', '.join(missing)}, which this one has not.",
-                    hint="Compile the package on a machine like this one.",
-                )
+        needs = str(_metadata(archive, member).get("AOTI_CPU_ISA", "")).split()
+        tests = {word: getattr(torch.cpu, _CPU_TESTS.get(word, ""), None) for word in needs}
+        missing = [word for word, test in tests.items() if test is not None and not test()]
+        if missing:
+            raise UsageError(
+                f"{name} was compiled for a CPU with {', '.join(missing)}, which this one has not.",
+                hint="Compile the package on a machine like this one.",
+            )
+
+
+def _metadata(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> dict[str, Any]:
+    if member.file_size > _SMALL:
+        raise zipfile.BadZipFile
+    try:
+        found = json.loads(archive.read(member))
+    except RecursionError:
+        found = None
+    if not isinstance(found, dict):
+        raise zipfile.BadZipFile
+    return found
 
 
 def _place(
@@ -161,15 +188,17 @@ def _place(
     stack: ExitStack,
 ) -> None:
     target = os.path.join(directory, member.filename)
-    os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
+    with os_errors(member.filename):
+        os.makedirs(os.path.dirname(target), mode=0o700, exist_ok=True)
     if member.file_size <= _SMALL and not target.endswith(".so"):
-        with open(target, "xb") as out:
-            out.write(archive.read(member))
+        content = archive.read(member)
+        with os_errors(member.filename), open(target, "xb") as out:
+            out.write(content)
         return
 
     def fill(write_at: WriteAt) -> None:
         if member.compress_type == zipfile.ZIP_STORED:
-            start, pool = _start(model, name, member), BufferPool(_PIECE)
+            start, pool = start_of(model, name, member), BufferPool(_PIECE)
 
             def work(number: int) -> None:
                 offset = number * _PIECE
@@ -186,17 +215,9 @@ def _place(
                 write_at(offset, buffer[:count])
                 offset += count
 
-    os.symlink(stack.enter_context(memory_file("package", fill)), target)
-
-
-def _start(model: SealedModel, name: str, member: zipfile.ZipInfo) -> int:
-    """Where the content of a member begins: behind its local header, its name and extra field."""
-    header = bytearray(30)
-    model.read_into(name, header, member.header_offset)
-    if not header.startswith(b"PK\3\4"):
-        raise UsageError(f"{name} is not an AOTInductor package.")
-    lengths = (int.from_bytes(header[at : at + 2], "little") for at in (26, 28))
-    return member.header_offset + len(header) + sum(lengths)
+    place = stack.enter_context(memory_file("package", fill))
+    with os_errors(member.filename):
+        os.symlink(place, target)
 
 
 def _load(directory: str, *arguments: Any) -> Any:

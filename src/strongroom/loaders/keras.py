@@ -16,13 +16,21 @@ import mmap
 import os
 import posixpath
 import shutil
-import struct
 import zipfile
 from collections.abc import Mapping
 from typing import Any, Final
 
 from strongroom.errors import NotFound, UsageError, os_errors
-from strongroom.loaders.source import ModelSource, archive_members, extra_for, opened, pick
+from strongroom.loaders.source import (
+    DAMAGED_ARCHIVE,
+    ModelSource,
+    archive_members,
+    check_members,
+    extra_for,
+    opened,
+    pick,
+    start_of,
+)
 from strongroom.model.file import SealedFile
 from strongroom.model.memory_directory import memory_directory, place_files
 from strongroom.model.reader import SealedModel
@@ -44,11 +52,6 @@ _WITHOUT_ASSETS: Final = 3
 # Files in an archive: configuration, metadata, weights. Keras looks for assets if there are more.
 _ZIP: Final = b"PK\3\4"
 _HDF5: Final = b"\x89HDF\r\n\x1a\n"
-_MAX_EXPANSION: Final = 100
-_EXPANSION_FLOOR: Final = 256 << 20
-# Keras refuses to unpack what expands further than this; it writes archives uncompressed.
-_LOCAL_HEADER: Final = 30
-# Bytes in front of a member's name; the last four are the lengths of the name and the extra field.
 _PIECE: Final = 4 << 20
 
 
@@ -242,13 +245,16 @@ def _load_folder(model: SealedModel, folder: str, options: Mapping[str, Any]) ->
 
 def _members(model: SealedModel, name: str) -> dict[str, zipfile.ZipInfo]:
     """What is in a ``.keras`` archive."""
-    members = {member.filename: member for member in archive_members(model, name) or ()}
+    found = archive_members(model, name) or []
+    members = {member.filename: member for member in found}
     if not {_CONFIG, _WEIGHTS} <= members.keys():
-        raise UsageError(f"{name} in {model.name} is no archive of Keras, or a damaged one.")
-    for member in members.values():
-        if member.file_size > max(_EXPANSION_FLOOR, _MAX_EXPANSION * member.compress_size):
-            raise UsageError(f"{member.filename} in {name} expands too far; it is not loaded.")
+        raise _damaged(model, name)
+    check_members(found, model.files[name].size, name)
     return members
+
+
+def _damaged(model: SealedModel, name: str) -> UsageError:
+    return UsageError(f"{name} in {model.name} is no archive of Keras, or a damaged one.")
 
 
 def _load_archive(model: SealedModel, name: str, options: Mapping[str, Any]) -> Any:
@@ -271,16 +277,17 @@ def _load_unzipped(
     options: Mapping[str, Any],
 ) -> Any:
     """Unzip an archive in memory, so that Keras does not do it on a disk."""
-    with (
-        memory_directory(sum(member.file_size for member in members.values())) as directory,
-        zipfile.ZipFile(model.open(name)) as archive,
-    ):
-        for member in members.values():
-            if member.filename == _WEIGHTS and member.file_size:
-                with open(os.path.join(directory, member.filename), "xb+") as file:
-                    _unzip(model, name, archive, member, file)
-            else:
-                archive.extract(member, directory)
+    with memory_directory(sum(member.file_size for member in members.values())) as directory:
+        try:
+            with os_errors(directory), zipfile.ZipFile(model.open(name)) as archive:
+                for member in members.values():
+                    if member.filename == _WEIGHTS and member.file_size:
+                        with open(os.path.join(directory, member.filename), "xb+") as file:
+                            _unzip(model, name, archive, member, file)
+                    else:
+                        archive.extract(member, directory)
+        except DAMAGED_ARCHIVE:
+            raise _damaged(model, name) from None
         return keras.saving.load_model(directory, **options)
 
 
@@ -291,18 +298,11 @@ def _unzip(
         with archive.open(member) as compressed:
             shutil.copyfileobj(compressed, file, _PIECE)
         return
+    start = start_of(model, name, member)
     file.truncate(member.file_size)
     with mmap.mmap(file.fileno(), member.file_size) as memory:
         # What is authentic needs no check sum.
-        model.read_into(name, memory, _start(model, name, member))
-
-
-def _start(model: SealedModel, name: str, member: zipfile.ZipInfo) -> int:
-    """Where in the archive the bytes of a member begin."""
-    header = bytearray(_LOCAL_HEADER)
-    model.read_into(name, header, member.header_offset)
-    name_size, extra_size = struct.unpack_from("<2H", header, 26)
-    return member.header_offset + _LOCAL_HEADER + int(name_size) + int(extra_size)
+        model.read_into(name, memory, start)
 
 
 def _stored_weights(model: SealedModel, name: str) -> tuple[int, int]:
@@ -313,7 +313,7 @@ def _stored_weights(model: SealedModel, name: str) -> tuple[int, int]:
             f"{name} in {model.name} has no uncompressed {_WEIGHTS}, which is what weights are taken from.",
             hint="Load the whole model with load_model.",
         )
-    return _start(model, name, member), member.file_size
+    return start_of(model, name, member), member.file_size
 
 
 def _shards(model: SealedModel, index: str) -> list[str]:
@@ -321,10 +321,10 @@ def _shards(model: SealedModel, index: str) -> list[str]:
     try:
         weight_map = json.loads(model.read(index))["weight_map"]
         found = {
-            shard
+            posixpath.basename(shard)
             for shards in weight_map.values()
             for shard in ([shards] if isinstance(shards, str) else shards)
         }
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         raise UsageError(f"{index} in {model.name} is no index of Keras weights.") from None
-    return sorted(map(posixpath.basename, found))
+    return sorted(found)

@@ -71,9 +71,15 @@ def _file(model: SealedModel, path: str) -> dict[str, Any]:
 
 
 def _shards(model: SealedModel, folder: str, index: str) -> dict[str, Any]:
-    weight_map = json.loads(model.read(index)).get("weight_map")
-    if not isinstance(weight_map, Mapping):
-        raise UsageError(f"{index} has no weight_map.")
+    try:
+        content = json.loads(model.read(index))
+    except (ValueError, RecursionError):
+        content = None
+    weight_map = content.get("weight_map") if isinstance(content, Mapping) else None
+    if not isinstance(weight_map, Mapping) or not all(isinstance(n, str) for n in weight_map.values()):
+        raise UsageError(
+            f"{index} has no weight_map from names to files.", hint="save_pretrained writes one."
+        )
     state: dict[str, Any] = {}
     for shard in sorted(set(weight_map.values())):
         state |= _file(model, posixpath.join(folder, shard))

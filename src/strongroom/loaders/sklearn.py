@@ -6,7 +6,14 @@ import io
 from typing import Any, Final
 
 from strongroom.errors import FormatError, UsageError
-from strongroom.loaders.source import ModelSource, archive_members, extra_for, opened, pick
+from strongroom.loaders.source import (
+    ModelSource,
+    archive_members,
+    check_members,
+    extra_for,
+    opened,
+    pick,
+)
 from strongroom.model.memory_directory import memory_directory, place_files
 from strongroom.providers.sources import KeySource
 
@@ -55,6 +62,7 @@ def skops_load(
                 f"{name} is not a skops file.",
                 hint="skops.io.dump writes them; a joblib or pickle file is for joblib_load.",
             )
+        check_members(members, model.files[name].size, name)
         return skops_io.load(io.BufferedReader(model.open(name), _AHEAD), trusted)
 
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any, Final
 
 from strongroom.errors import NotFound, UsageError
+from strongroom.loaders.cuda import require_driver
 from strongroom.loaders.source import ModelSource, extra_for, opened
 from strongroom.model.reader import SealedModel
 from strongroom.providers.sources import KeySource
@@ -52,7 +53,7 @@ def saved_model_load(
 
     Raises:
         StrongroomError: the model cannot be opened, is not authentic, or lacks its variables.
-        UsageError: the model has TensorRT engines, and this TensorFlow cannot run them.
+        UsageError: the model has TensorRT engines, and this TensorFlow, or this machine, cannot run them.
         TensorFlow's errors: as its own loader raises them.
     """
     with saved_model_directory(export_dir, key=key, path=path) as directory:
@@ -71,7 +72,7 @@ def saved_model_directory(
 
     Raises:
         StrongroomError: the model cannot be opened, is not authentic, or lacks its variables.
-        UsageError: the model has TensorRT engines, and this TensorFlow cannot run them.
+        UsageError: the model has TensorRT engines, and this TensorFlow, or this machine, cannot run them.
     """
     with opened(export_dir, key) as model:
         folder = _folder(model, path)
@@ -165,6 +166,7 @@ def _copy(model: SealedModel, name: str, file: Any) -> None:
 
 def _require_tensorrt(name: str) -> None:
     if hasattr(tf.raw_ops, "TRTEngineOp") and tf.test.is_built_with_gpu_support():
+        require_driver("Loading what TF-TRT has converted")
         return
     raise UsageError(
         f"{name} was converted by TF-TRT, and TensorFlow {tf.__version__} here is built without TensorRT.",

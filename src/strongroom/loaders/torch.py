@@ -26,7 +26,14 @@ from strongroom.errors import UsageError
 from strongroom.format.limits import DEFAULT_SEGMENT
 from strongroom.format.paths import SEALED_SUFFIX
 from strongroom.loaders.aotinductor import aoti_load_package
-from strongroom.loaders.source import ModelSource, archive_members, extra_for, opened, pick
+from strongroom.loaders.source import (
+    ModelSource,
+    archive_members,
+    check_members,
+    extra_for,
+    opened,
+    pick,
+)
 from strongroom.model.collect import checked_path
 from strongroom.model.location import local
 from strongroom.model.output import open_file_output
@@ -83,12 +90,13 @@ def load(
     weights_only = weights_only is None or bool(weights_only)
     with opened(f, key) as model:
         name = pick(model, path, _SUFFIXES, "PyTorch")
+        members = _checked_members(model, name)
         if mmap:
             with model.path(name) as place:
                 return torch.load(
                     place, map_location, weights_only=weights_only, mmap=True, **pickle_load_args
                 )
-        if _in_place(map_location, pickle_load_args) and _is_plain_archive(model, name):
+        if _in_place(map_location, pickle_load_args) and _is_plain_archive(members):
             try:
                 return _load_in_place(model.load(name), map_location, weights_only)
             except pickle.UnpicklingError:
@@ -116,6 +124,7 @@ def jit_load(
     """
     with opened(f, key) as model:
         name = pick(model, path, (".pt", ".pth", ".ts", ".jit", ".torchscript"), "TorchScript")
+        _checked_members(model, name)
         # A file object would be read as one bytes and copied twice more.
         with model.path(name) as place:
             module: torch.jit.ScriptModule = torch.jit.load(  # type: ignore[no-untyped-call]  # torch has no types here
@@ -145,6 +154,7 @@ def export_load(
     """
     with opened(f, key) as model, _tensors_alone() if weights_only else nullcontext():
         name = pick(model, path, (".pt2",), "torch.export")
+        _checked_members(model, name)
         return torch.export.load(
             model.open(name),  # type: ignore[arg-type]  # says IO[bytes], takes any such object
             extra_files=extra_files,
@@ -267,9 +277,20 @@ def _in_place(map_location: Any, pickle_load_args: Mapping[str, Any]) -> bool:
     )
 
 
-def _is_plain_archive(model: SealedModel, name: str) -> bool:
-    """Whether it is an archive as torch.save writes it: nothing compressed, not TorchScript."""
+def _checked_members(model: SealedModel, name: str) -> list[zipfile.ZipInfo] | None:
+    """What is in an archive, or None if the file is not one; torch inflates whatever there is.
+
+    Raises:
+        FormatError: see :func:`~strongroom.loaders.source.check_members`.
+    """
     members = archive_members(model, name)
+    if members is not None:
+        check_members(members, model.files[name].size, name)
+    return members
+
+
+def _is_plain_archive(members: list[zipfile.ZipInfo] | None) -> bool:
+    """Whether it is an archive as torch.save writes it: nothing compressed, not TorchScript."""
     return members is not None and all(
         member.compress_type == zipfile.ZIP_STORED and not member.filename.endswith("/constants.pkl")
         for member in members
