@@ -148,6 +148,56 @@ def test_a_lease_that_is_refused_when_it_is_written_is_none(place):
     assert (second.code, second.lease) == ("holders", None)
 
 
+@pytest.mark.parametrize("order", [("m/x", "n/y"), ("n/y", "m/x")])
+def test_each_key_counts_its_holders_by_the_name_that_its_policy_knows(place, order):
+    """Two machines with one certificate between them ask for its key and for one that a machine has alone."""
+    store = place.store
+    add_key(store, "n/y")
+    store.put_policy(
+        {
+            "id": "q",
+            "version": 1,
+            "keys": ["n/"],
+            "any": [{"kind": "oidc", "issuer": "https://i.example", "subject": ["node"]}],
+            "lease": {"max_holders": 1},
+        },
+        OWNER,
+    )
+    shared = replace(NODE, platform="mtls:aa")
+
+    async def judge(snapshot, presented):
+        by_id = {one.id: one for one in snapshot.policies}
+        found = []
+        for name in order:
+            which = by_id["p" if name == "m/x" else "q"]
+            key = KeyName(name)
+            found.append(
+                await place.decider.verdict({"name": name}, which, key, BUNDLE, snapshot, presented)
+            )
+        return found
+
+    codes = []
+    for name in ("one", "two", "one"):
+        token = Claims(
+            "oidc",
+            {"issuer": "https://i.example", "subject": "node"},
+            b"",
+            False,
+            f"oidc:{name}",
+            NODE.not_after,
+        )
+        verdicts = place.decide(place.case(identities=(shared, token)), judge)
+        codes.append({key: one.code for key, one in zip(order, verdicts, strict=True)})
+    assert [one["m/x"] for one in codes] == ["", "", ""]
+    assert [one["n/y"] for one in codes] == ["", "holders", ""]
+    held = {one.platform: one.leases for one in store.nodes()}
+    assert held == {"mtls:aa": 1, "oidc:one": 1}
+    keys = {one["name"]: one for one in place.records()[0]["details"]["keys"]}
+    other = "n/y" if order[0] == "m/x" else "m/x"
+    assert "holder" not in keys[order[0]]
+    assert keys[other]["holder"] == ("oidc:one" if other == "n/y" else "mtls:aa")
+
+
 def test_revocation_lists_are_remembered_before_anything_is_judged(place):
     seen = []
 

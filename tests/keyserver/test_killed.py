@@ -23,7 +23,7 @@ def test_nothing_acknowledged_is_lost(kind):
         [sys.executable, BENCHMARK, "--kills", "4", "--longest", "0.6", "--database", kind],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
         env={**os.environ, "PYTHONWARNINGS": "error"},
     )
     assert done.returncode == 0, done.stdout + done.stderr

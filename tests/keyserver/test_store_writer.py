@@ -134,3 +134,17 @@ def test_who_closes_waits_for_nobody_that_is_coming(writer, batches):
         with pytest.raises(Unavailable, match="closed"):
             writer.submit(2)
     assert batches == [[1]]
+
+
+@pytest.mark.usefixtures("patient")
+def test_an_outcome_that_is_not_known_is_not_made_another(batches):
+    """Its commit may have come through: written again, it would find its own challenge used."""
+
+    def commit(writes):
+        batches.append(list(writes))
+        raise Unavailable("The connection was lost.")
+
+    with closing(Writer(commit)) as writer, writer.coming() as one, writer.coming() as two:
+        futures = [writer.submit(1, one), writer.submit(2, two)]
+        assert [type(each.exception(LONG)) for each in futures] == [Unavailable] * 2
+    assert batches == [[1, 2]]

@@ -251,6 +251,7 @@ def _write(
     names = [one.decision.holder for one in verdicts if one.lease is not None and one.decision]
     # Where nothing is granted, the record names whatever was shown.
     names = names or [one.platform for one in presented.claims]
+    platform = next(filter(None, names), f"recipient:{case.recipient}")
     said = {id(one): one.to_json() for one in presented.claims}
     proved = [said[id(one)] for one in presented.proved()]
     problem = None if case.problem is None else case.problem.message
@@ -260,7 +261,7 @@ def _write(
         challenge=case.challenge,
         challenge_expires=case.challenge_expires,
         revision=snapshot.revision,
-        platform=next(filter(None, names), f"recipient:{case.recipient}"),
+        platform=platform,
         grants=[
             Grant(
                 lease_id=one.lease.id,
@@ -271,6 +272,7 @@ def _write(
                 policy_id=one.policy.id,
                 policy_version=one.policy.version,
                 claims=proved,
+                holder=None if one.decision is None else one.decision.holder,
             )
             for one in verdicts
             if one.lease is not None and one.record is not None and one.policy is not None
@@ -280,17 +282,19 @@ def _write(
             "recipient": case.recipient,
             "evidence": [{"digest": digest_of(one).hex(), **one} for one in said.values()],
             "problem": problem,
-            "keys": [_on_record(one) for one in verdicts],
+            "keys": [_on_record(one, platform) for one in verdicts],
         },
     )
 
 
-def _on_record(verdict: Verdict) -> dict[str, Any]:
+def _on_record(verdict: Verdict, platform: str) -> dict[str, Any]:
     said: dict[str, Any] = {**verdict.said, "code": verdict.code or "released"}
     if verdict.policy is not None:
         said |= {"policy": verdict.policy.id, "policy_version": verdict.policy.version}
     if verdict.lease is not None and verdict.record is not None:
         said |= {"released": verdict.record.version, "lease": verdict.lease.id}
+        if verdict.decision is not None and verdict.decision.holder not in (None, platform):
+            said["holder"] = verdict.decision.holder
     if verdict.decision is not None and not verdict.decision.allowed:
         said["reasons"] = _reasons(verdict.decision)
     if verdict.shadows:

@@ -166,6 +166,8 @@ class Grant:
         policy_id: of the policy that allows it.
         policy_version: of it.
         claims: upon which it is allowed, :meth:`.Claims.to_json`; a renewal judges them anew.
+        holder: the machine by the name that its policy knows it by; None takes the platform of the write.
+            Keys of one request may be under policies about different names of who asks.
     """
 
     lease_id: str
@@ -176,6 +178,7 @@ class Grant:
     policy_id: str
     policy_version: int
     claims: Sequence[Mapping[str, Any]]
+    holder: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

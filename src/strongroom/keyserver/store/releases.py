@@ -223,13 +223,13 @@ def _release(transaction: Transaction[Direct], writes: Sequence[ReleaseWrite]) -
             details = {"challenge": "used", "source": write.audit.get("source")}
             transaction.log.append("release.replayed", {"platform": write.platform}, details)
     refused = _over_the_limit(transaction, [write for _, write in accepted])
-    granted: dict[tuple[str, int, str], tuple[ReleaseWrite, Grant]] = {}
+    granted: dict[tuple[str, int, str], Grant] = {}
     for index, write in accepted:
         out = {one.lease_id: "holders" for one in write.grants if one.lease_id in refused}
         outcomes[index] = ReleaseOutcome(refused=out)
         for grant in write.grants:
             if grant.lease_id not in refused:
-                granted[grant.name, grant.version, write.platform] = (write, grant)
+                granted[grant.name, grant.version, _holder(write, grant)] = grant
         transaction.log.append("release", {"platform": write.platform}, _details(write.audit, out))
     _write_leases(transaction, granted)
     return [outcome for outcome in outcomes if outcome is not None]
@@ -251,6 +251,10 @@ def _use(transaction: Transaction[Direct], wanted: Mapping[bytes, ReleaseWrite])
     return {bytes(one) for (one,) in connection.execute(_use_challenges(connection.is_sqlite), rows)}
 
 
+def _holder(write: ReleaseWrite, grant: Grant) -> str:
+    return grant.holder or write.platform
+
+
 def _over_the_limit(transaction: Transaction[Direct], writes: Sequence[ReleaseWrite]) -> set[str]:
     """Leases that would have more machines hold a key than its policy says."""
     names = {grant.name for write in writes for grant in write.grants if grant.max_holders is not None}
@@ -261,7 +265,7 @@ def _over_the_limit(transaction: Transaction[Direct], writes: Sequence[ReleaseWr
     counts: dict[str, int] = dict(
         execute(_COUNT_HOLDERS, [{"key": name, "now": now} for name in sorted(names)])
     )
-    asking = {(one.name, write.platform) for write in writes for one in write.grants}
+    asking = {(one.name, _holder(write, one)) for write in writes for one in write.grants}
     rows = [
         {"key": name, "holder": platform, "now": now}
         for name, platform in sorted(asking)
@@ -271,7 +275,7 @@ def _over_the_limit(transaction: Transaction[Direct], writes: Sequence[ReleaseWr
     refused = set()
     for write in writes:
         for grant in write.grants:
-            one = (grant.name, write.platform)
+            one = (grant.name, _holder(write, grant))
             if grant.name not in names or one in holders:
                 continue
             if grant.max_holders is not None and counts.get(grant.name, 0) >= grant.max_holders:
@@ -297,7 +301,7 @@ def _details(audit: Mapping[str, Any], refused: Mapping[str, str]) -> dict[str, 
 
 
 def _write_leases(
-    transaction: Transaction[Direct], granted: Mapping[tuple[str, int, str], tuple[ReleaseWrite, Grant]]
+    transaction: Transaction[Direct], granted: Mapping[tuple[str, int, str], Grant]
 ) -> None:
     if not granted:
         return
@@ -306,7 +310,7 @@ def _write_leases(
         {
             "name": grant.name,
             "version": grant.version,
-            "platform": write.platform,
+            "platform": platform,
             "id": grant.lease_id,
             "attested": now,
             "not_after": micros(grant.not_after),
@@ -315,7 +319,7 @@ def _write_leases(
             "policy_version": grant.policy_version,
             "claims": _text(grant.claims),
         }
-        for write, grant in granted.values()
+        for (_, _, platform), grant in granted.items()
     ]
     transaction.connection.execute(_insert_leases(transaction.connection.is_sqlite), rows)
     _seen(transaction, {platform for _, _, platform in granted})
