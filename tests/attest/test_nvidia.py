@@ -353,6 +353,14 @@ def test_blackwells_flags() -> None:
     assert insecure.faults == ["The firmware of GB100 A01 GSP BROM says that it is not secure."]
 
 
+@pytest.mark.parametrize("flags", [(0x10, 0), (0, 0x10), (0x40, 0), (0, 0x40)])
+def test_one_device_among_others_speaks_for_all(flags) -> None:
+    gpus = [pki().gpu("GB100 A01 GSP BROM", flags=one) for one in flags]
+    claims = verify(pki().evidence(NONCE, gpus), context())
+    assert claims.debug is (0x10 in flags)
+    assert len(claims.faults) == (0x40 in flags)
+
+
 def test_a_chip_that_is_not_known_is_refused() -> None:
     with pytest.raises(NotAuthentic, match="not of a GPU"):
         verify(pki().evidence(NONCE, [pki().gpu("XX100 A01 GSP BROM")]), context())

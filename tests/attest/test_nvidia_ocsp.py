@@ -4,6 +4,9 @@ from datetime import timedelta
 
 import pytest
 from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.serialization import Encoding
+from cryptography.x509 import ocsp
 from cryptography.x509.oid import ExtendedKeyUsageOID
 from nvidia_cases import AT, NONCE, NOW, Known, context, evidence_of, manifests, pki, recorded
 from recorded import fixed_time, read
@@ -125,6 +128,50 @@ def test_a_responder_needs_to_be_appointed_by_the_issuer() -> None:
     ):
         with pytest.raises(NotAuthentic):
             fetch_once(signer)
+
+
+def answer(**changes) -> tuple[bytes, x509.Certificate, x509.Certificate]:
+    """What the issuer says of a chip, rightly signed; ``changes`` are arguments of the library's builder."""
+    _, chip, issuer, *_ = load_certificates(pki().gpu().chain)
+    builder = ocsp.OCSPRequestBuilder().add_certificate(
+        chip, issuer, changes.get("algorithm", hashes.SHA384())
+    )
+    asked = builder.build()
+    given = {
+        "issuer_name_hash": asked.issuer_name_hash,
+        "issuer_key_hash": asked.issuer_key_hash,
+        "serial_number": asked.serial_number,
+        "algorithm": asked.hash_algorithm,
+        "cert_status": ocsp.OCSPCertStatus.GOOD,
+        "this_update": NOW,
+        "next_update": NOW + timedelta(days=1),
+        "revocation_time": None,
+        "revocation_reason": None,
+    }
+    response = ocsp.OCSPResponseBuilder().add_response_by_hash(**{**given, **changes})
+    signer = pki().issuer
+    response = response.responder_id(ocsp.OCSPResponderEncoding.HASH, signer.certificate)
+    data = response.sign(signer.key, hashes.SHA384()).public_bytes(Encoding.DER)
+    return data, chip, issuer
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"cert_status": ocsp.OCSPCertStatus.UNKNOWN}, "is revoked"),
+        ({"next_update": None}, "not current"),
+        ({"next_update": NOW}, "not current"),
+        ({"this_update": NOW + timedelta(seconds=1)}, "not current"),
+        ({"algorithm": hashes.SHA256()}, "for another certificate"),
+        ({"serial_number": 5}, "for another certificate"),
+        ({"issuer_name_hash": bytes(48)}, "for another certificate"),
+        ({"issuer_key_hash": bytes(48)}, "for another certificate"),
+    ],
+)
+def test_an_answer_is_good_current_and_about_this_certificate(changes, reason) -> None:
+    assert verify_response(*answer(), NOW) == NOW + timedelta(days=1)
+    with pytest.raises(NotAuthentic, match=reason):
+        verify_response(*answer(**changes), NOW)
 
 
 @pytest.mark.parametrize("data", [b"", b"\x30\x03\x0a\x01\x06", b"\x30", bytes(100)])
