@@ -692,6 +692,7 @@ def test_what_is_proved_is_bound_to_the_request_or_an_identity():
         ([cpu, replace(gpu, bound=elsewhere), gpu, identity], [cpu, gpu, identity]),
         ([replace(cpu, bound=elsewhere), gpu, identity], [identity]),
         ([replace(cpu, bound=SECONDARY), identity], [identity]),
+        ([replace(cpu, bound=elsewhere), cpu, identity], [identity]),
         ([identity], [identity]),
         ([cpu], [cpu]),
         ([], []),
