@@ -116,6 +116,28 @@ def anchors(page):
     return {anchor(title) for title in re.findall(r"^#+ (.+)$", text, flags=re.M)}
 
 
+def served_models():
+    """Every list of models for the model server in a YAML block: that of models.yaml, and of Ray's arguments."""
+    yaml = pytest.importorskip("yaml", reason="models.yaml needs the extra [serve]")
+    for page in PAGES:
+        for block in blocks(page):
+            if block.language == "yaml" and re.search(r"^ *models:\n", block.text, re.M):
+                content = yaml.safe_load(block.text)
+                for one in [content, *(each["args"] for each in content.get("applications", ()))]:
+                    if "models" in one:
+                        yield page, {"models": one["models"]}
+
+
+def test_models_of_the_model_server_are_read():
+    pytest.importorskip("google.protobuf", reason="models.yaml needs the extra [serve]")
+    from strongroom.serving.config_files import models_of_document
+
+    found = list(served_models())
+    assert {page.name for page, _ in found} >= {"serve-models.md", "models-yaml.md", "serve-on-ray.md"}
+    for page, document in found:
+        assert models_of_document(document), name(page)
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_somewhere(page):
     text = re.sub(r"^ *```.*?^ *```", "", page.read_text(), flags=re.M | re.S)
