@@ -29,7 +29,7 @@ from foreign import PIECE, Collected, decrypted, memory_source, peak_memory, say
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from strongroom.compat import json_scan
+from strongroom.compat import json_scan, openvino_addon
 from strongroom.compat.base import HEAD_SIZE
 from strongroom.compat.openvino_addon import OpenvinoAddonCodec
 from strongroom.errors import (
@@ -135,6 +135,17 @@ def test_many_files_number_modulo_a_hundred(signer, pem):
     assert b"file_name_99" in text
     assert b"file_name_100" not in text
     assert decrypted(addon(certificate=pem), text) == files
+
+
+def test_too_many_files(monkeypatch):
+    monkeypatch.setattr(openvino_addon, "_MAX_FILES", 3)
+    for count in (3, 4):
+        text = print_json(document({f"{n}.bin": b"x" for n in range(count)}, signature="")).encode()
+        if count == 3:
+            assert len(decrypted(addon(), text)) == count
+        else:
+            with pytest.raises(LimitExceeded, match="more than 3 files"):
+                decrypted(addon(), text)
 
 
 def test_nothing_around_the_text_matters_but_white_space(model, pem):
