@@ -505,6 +505,17 @@ def test_the_body_of_version_5_has_the_size_of_its_type(body, size):
         verify(Evidence("tdx", bytes(data), (PKI.collateral("tdx"),)), CONTEXT)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("size", [0, 1, 2**31, 2**32 - 1])
+def test_the_signature_has_the_size_that_the_quote_says(kind, size):
+    at = 48 + (584 if kind == "tdx" else 384)
+    data = quote(kind)
+    assert int.from_bytes(data[at : at + 4], "little") == len(data) - at - 4
+    data = data[:at] + size.to_bytes(4, "little") + data[at + 4 :]
+    with pytest.raises(MalformedEvidence):
+        verify(Evidence(kind, data, (PKI.collateral(kind),)), CONTEXT)
+
+
 @pytest.mark.parametrize("version", [0, 1, 2, 5, 6, 255, 65535])
 def test_unknown_versions_are_malformed(version):
     data = version.to_bytes(2, "little") + quote("tdx")[2:]

@@ -57,7 +57,8 @@ def collect(
         typer.Option(
             "--from",
             metavar="SPEC",
-            help="Where evidence comes from: tsm, gramine, nitro, tpm, nvidia, exec:COMMAND, or auto.",
+            help="Where evidence comes from: tsm, gramine, nitro, tpm, azure, nvidia, "
+            "exec:COMMAND, or auto.",
         ),
     ] = "auto",
     report_data: Annotated[

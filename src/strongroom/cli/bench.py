@@ -42,7 +42,7 @@ def bench(
             "--framework",
             metavar="F",
             show_default="found from the files",
-            help="The loader: torch, torchscript, torch.export, safetensors, onnx or transformers.",
+            help="The loader, such as torch, safetensors, onnx or tensorflow; an unknown name lists all.",
         ),
     ] = None,
     runs: Annotated[

@@ -66,7 +66,7 @@ def run(
         _names(
             "--attester",
             metavar="SPEC",
-            help="What makes evidence: tsm, gramine, nitro, tpm, auto; with ,nvidia the GPUs too.",
+            help="What makes evidence: tsm, gramine, nitro, tpm, azure, auto; with ,nvidia the GPUs too.",
         ),
     ] = None,
     group: Annotated[
