@@ -273,6 +273,21 @@ def test_readers_go_first_and_nothing_is_decrypted_twice(place, held, stored):
             assert (place / "at" / "1" / name).read_bytes() == data
 
 
+def test_beside_what_was_read_no_page_is_made_up(place, held, stored):
+    """Blocks end within pages: of the first page after one that was read nothing is known."""
+    with preloading(place) as (_, server):
+        assert held[0].waited.wait(SECONDS)
+        node = server._tree.node(f"1/{LARGEST}")
+        start, end = node.content().span(3 * MIB)
+        assert start % 4096
+        assert end % 4096
+        server.shown.add((node.number, start))
+        server.last_read = 0.0
+        wait_for(ended)
+        assert sum(size for path, size in stored if path == node.path) < node.size - 4096
+        assert (place / "at" / node.path).read_bytes() == FILES[LARGEST]
+
+
 def test_its_own_memory_is_wiped(place, monkeypatch):
     buffers, make = [], preload.new_buffer
 
