@@ -1,6 +1,9 @@
 """How a cache is set up, and who may have what."""
 
 import os
+import shutil
+import subprocess
+import time
 
 import pytest
 
@@ -148,3 +151,23 @@ def test_the_default_is_nobody_else():
         rules.check(Peer(1, 54321, 0, frozenset({0})), "m")
     with pytest.raises(NotAuthorised):
         rules.check_status(Peer(1, 54321, 0))
+
+
+def test_a_program_that_was_replaced_is_none(tmp_path):
+    """The kernel adds " (deleted)" to its path: no rule can mean that, whatever it says."""
+    program = tmp_path / "program"
+    shutil.copy("/bin/sleep", program)
+    with subprocess.Popen([program, "600"]) as running:
+        try:
+            peer = Peer(running.pid, 1, 1)
+            allow = Allow(uids=frozenset({1}), exes=frozenset({str(program), f"{program} (deleted)"}))
+            deadline = time.monotonic() + 60
+            while peer.exe != str(program):  # until it has become that program
+                assert time.monotonic() < deadline
+                time.sleep(0.01)
+            assert allow.permits(peer)
+            program.unlink()
+            assert peer.exe is None
+            assert not allow.permits(peer)
+        finally:
+            running.kill()

@@ -318,6 +318,22 @@ def test_bounds(world, monkeypatch):
     asyncio.run(run())
 
 
+def test_so_many_are_asked_for_at_once(world, monkeypatch):
+    monkeypatch.setattr(module, "MAX_FLIGHTS", 2)
+    names = [WantedKey(KeyName(f"m{index}"), bytes(16)) for index in range(3)]
+
+    async def run():
+        first = [asyncio.ensure_future(world.holder.get(one)) for one in (*names[:2], names[0])]
+        await asyncio.sleep(0)
+        with pytest.raises(ServerUnavailable, match="no more"):
+            await world.holder.get(names[2])
+        assert [one.version for one in await asyncio.gather(*first)] == [1, 1, 1]
+        assert (await world.holder.get(names[2])).version == 1
+        assert world.asked == 3
+
+    asyncio.run(run())
+
+
 def test_nothing_after_the_end(world):
     async def run():
         await world.holder.get(WANTED)

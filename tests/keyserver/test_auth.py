@@ -10,8 +10,11 @@ from cryptography.hazmat.primitives import hashes
 from joserfc import jwt
 from joserfc.jwk import ECKey, KeySet
 from servers import Machine, Server, new_pki, registration, text
+from starlette.requests import Request
 
 from strongroom.crypto.secret import SecretBytes
+from strongroom.keyserver.auth import bearer
+from strongroom.keyserver.errors_http import HttpError
 from strongroom.pki.certificates import issue, new_ca
 from strongroom.release.answer import Refused, Released
 
@@ -344,3 +347,16 @@ def test_a_token_of_another_key_and_without_a_signature(server, identity_policy,
     unsigned = "eyJhbGciOiJub25lIn0." + forged.split(".")[1] + "."
     for made in (forged, unsigned, server.owner):
         assert server.ask("POST", "/v1/release", b"{}", token=made).status == 401
+
+
+@pytest.mark.parametrize(
+    ("token", "good"), [(b"a" * (16 << 10), True), (b"a" * ((16 << 10) + 1), False), (b"\xe9", False)]
+)
+def test_what_no_token_can_be_is_not_looked_up(token, good):
+    request = Request({"type": "http", "headers": [(b"authorization", b"Bearer " + token)]})
+    if good:
+        assert bearer(request) == token.decode()
+        return
+    with pytest.raises(HttpError) as caught:
+        bearer(request)
+    assert (caught.value.status, caught.value.code) == (401, "not-authenticated")
