@@ -191,14 +191,23 @@ def test_a_file_that_is_replaced_by_a_bad_one(serve, versions, tmp_path):
     server.until(lambda: server.states()[1] == ("AVAILABLE", "OK", ""), 60)
 
 
-def test_a_place_that_is_not_there_says_so(tmp_path):
-    server = Serve(tmp_path, f"m={tmp_path / 'nowhere'}", wait_for="no versions")
+def test_a_place_without_versions_says_so(tmp_path):
+    (tmp_path / "named" / "first").mkdir(parents=True)
+    models = [f"m={tmp_path / 'nowhere'}", f"n={tmp_path / 'named'}"]
+    server = Serve(tmp_path, *models, wait_for="no versions")
     try:
+        server.until(lambda: len(server.lines("no versions")) == 2, 60)
+        hints = {one["model"]: one.get("hint") for one in server.lines("no versions")}
+        assert hints["m"] is None
+        assert "have numbers for names" in hints["n"]
         status, _, content = server.ask("POST", PATH, BODY)
         assert status == 503
         assert "nowhere" in json.loads(content)["error"]
-        assert len(server.lines("no versions")) == 1
-        (one,) = json.loads(server.ask("POST", "/v2/repository/index", b"{}")[2])
+        one = next(
+            one
+            for one in json.loads(server.ask("POST", "/v2/repository/index", b"{}")[2])
+            if one["name"] == "m"
+        )
         assert (one["state"], one["version"]) == ("UNAVAILABLE", "")
         assert "nowhere" in one["reason"]
     finally:

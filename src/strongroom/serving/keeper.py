@@ -224,17 +224,20 @@ class Keeper:
 
     def _look_at(self, model: Model) -> None:
         config, problem, found = model.config, None, None
+        more: dict[str, str] = {}
         try:
             found = find_versions(config.path)
         except StrongroomError as error:
             problem = RequestError(Code.UNAVAILABLE, f"{config.name}: {error.message}")
+            if error.hint:
+                more["hint"] = error.hint
         except Exception as error:  # a path that the system does not take
             problem = RequestError(Code.INTERNAL, f"{config.name}: {type(error).__name__}")
         with self.changed:
             before, model.problem = model.problem, problem
             model.looked += 1
             if problem is not None and (before is None or before.message != problem.message):
-                log.warning("no versions", model=config.name, message=problem.message)
+                log.warning("no versions", model=config.name, message=problem.message, **more)
             # What cannot be read now is no reason to stop serving it.
             if found is not None and config is model.config:
                 self._arrange(model, found)
