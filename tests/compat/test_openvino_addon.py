@@ -32,6 +32,7 @@ from hypothesis import strategies as st
 from strongroom.compat import json_scan, openvino_addon
 from strongroom.compat.base import HEAD_SIZE
 from strongroom.compat.openvino_addon import OpenvinoAddonCodec
+from strongroom.compat.transfer import plan_import
 from strongroom.errors import (
     ForeignTampered,
     FormatError,
@@ -146,6 +147,15 @@ def test_too_many_files(monkeypatch):
         else:
             with pytest.raises(LimitExceeded, match="more than 3 files"):
                 decrypted(addon(), text)
+
+
+@pytest.mark.parametrize("names", [("m\\b", "b"), ("MANIFEST", "b"), ("\u00e9.bin", "e\u0301.bin")])
+def test_names_that_no_file_of_a_model_can_have(tmp_path, names):
+    """The last two are one in Unicode."""
+    text = print_json(document(dict.fromkeys(names, b"x"), signature=""))
+    (tmp_path / "m.dat").write_text(text, encoding="utf-8")
+    with pytest.raises(UsageError, match=r"m\.dat: the name|Two files would be called \u00e9\.bin"):
+        plan_import(tmp_path / "m.dat", "openvino-addon", KEY)
 
 
 def test_nothing_around_the_text_matters_but_white_space(model, pem):

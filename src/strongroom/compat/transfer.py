@@ -132,7 +132,7 @@ def plan_import(
     if not isinstance(collected, list):
         found = _decrypted(made, collected)
         names = [file.path for file in found]
-        files: Sequence[Sealable] | Sealable = found[0] if len(found) == 1 else found
+        files: Sequence[Sealable] | Sealable = found[0] if len(found) == 1 else _sorted(found)
         return ImportPlan(files, names, [], origin, made.unprotected, source)
     made.root = os.fspath(source).rstrip("/")
     decrypted: list[Sealable] = []
@@ -151,12 +151,17 @@ def plan_import(
             )
     if not decrypted:
         raise UsageError(f"{os.fspath(source)} has no files in the format {format}.")
-    files = sorted([*decrypted, *kept], key=lambda file: file.path)
-    for one, other in itertools.pairwise(files):
-        if one.path == other.path:
-            raise UsageError(f"Two files would be called {one.path} in the model.")
+    files = _sorted([*decrypted, *kept])
     paths = [file.path for file in decrypted], [file.path for file in kept]
     return ImportPlan(files, *paths, origin, made.unprotected, source)
+
+
+def _sorted(files: Sequence[Sealable]) -> list[Sealable]:
+    found = sorted(files, key=lambda file: file.path)
+    for one, other in itertools.pairwise(found):
+        if one.path == other.path:
+            raise UsageError(f"Two files would be called {one.path} in the model.")
+    return found
 
 
 def _head(file: files_of.PlainFile) -> bytes:
