@@ -162,9 +162,13 @@ def test_evidence_anew(stub, cache):
         finally:
             del stub.refuse["m"]
 
+    def thrice():
+        # A machine so busy that it has let the lease end begins again: test_holder.py has clocks of its own.
+        assert given(cache) == dek
+        return cache.status()["releases"] >= 3
+
     stub._renew = renew
-    eventually(lambda: cache.status()["releases"] >= 3)
-    assert given(cache) == dek
+    eventually(thrice)
     assert len(cache.status()["leases"]) == 1
 
 
