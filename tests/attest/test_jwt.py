@@ -192,6 +192,7 @@ def test_an_issuer_without_audiences() -> None:
     "claims",
     [
         {"exp": int(NOW.timestamp()) - 31},
+        {"exp": int(NOW.timestamp()) - 30},  # the first moment at which it does not hold
         {"exp": 0},
         {"exp": None},
         {"nbf": int(NOW.timestamp()) + 31},
@@ -211,7 +212,7 @@ def test_times_that_are_none(name: str, value) -> None:
 
 
 def test_a_clock_may_be_off_by_seconds() -> None:
-    assert check(token(exp=int(NOW.timestamp()) - 20))
+    assert check(token(exp=int(NOW.timestamp()) - 29, nbf=int(NOW.timestamp()) + 30))
     assert check(token(nbf=int(NOW.timestamp()) + 20, iat=NOW.timestamp() + 20.5))
 
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from cryptography import x509
 from hypothesis import given
 from hypothesis import strategies as st
 from nvidia_cases import NONCE, pki
@@ -10,10 +11,11 @@ from recorded import MANIFEST, read
 
 from strongroom.attest.certificates import load_certificates
 from strongroom.attest.chains import chain_to
-from strongroom.attest.nvidia_dice import _parse, dice_of
+from strongroom.attest.nvidia_dice import _members, _parse, dice_of
 from strongroom.attest.nvidia_report import MAX_REPORT, Opaque, parse_report
 from strongroom.attest.roots import production
 from strongroom.errors import MalformedEvidence, NotAuthentic
+from strongroom.testing.authority import Authority
 
 GOOD = read("nvidia/h100.report")
 
@@ -146,6 +148,63 @@ def test_a_firmware_id_is_parsed_strictly(name: str) -> None:
     for bad in (good[: at - 1] + b"\x2f" + good[at:], good[: at - 13] + b"\x31" + good[at - 12 :]):
         with pytest.raises((ValueError, IndexError)):
             _parse(bad)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x30\x80\x00\x00",  # no definite length
+        b"\x30\x81\x02\x05\x00",  # longer than necessary
+        b"\x30\x81\x7f" + bytes(0x7F),
+        b"\x30\x82\x00\xff" + bytes(0xFF),
+        b"\x30\x83\x00\x00\x02\x05\x00",
+        b"\x30\x83\x01\x00\x00" + bytes(1 << 16),
+        b"\x30\x84\xff\xff\xff\xff",
+        b"\x1f\x81\x05\x00",  # a tag of several bytes
+        b"\x30\x02\x05",
+        b"\x30\x82\x01",
+        b"\x30",
+    ],
+)
+def test_der_has_one_spelling(data: bytes) -> None:
+    assert list(_members(b"\x30\x81\x80" + bytes(0x80))) == [(0x30, bytes(0x80))]
+    assert list(_members(b"\x30\x82\x01\x00" + bytes(0x100))) == [(0x30, bytes(0x100))]
+    with pytest.raises((ValueError, IndexError)):
+        list(_members(data))
+
+
+def test_blackwells_members_stand_there_once() -> None:
+    def value(*members: tuple[int, bytes]) -> bytes:
+        inside = b"".join(bytes([tag, len(content)]) + content for tag, content in members)
+        return b"\x30\x81" + bytes([len(inside)]) + inside
+
+    said = bytes.fromhex("303d 06096086480165030402020430") + bytes(range(48))
+    maker, fwid, flags = (0x80, b"NVIDIA" * 20), (0xA6, said), (0x87, b"\x00\x90")
+    assert _parse(value(maker, fwid, flags)).flags == ("debug",)
+    assert _parse(value(maker, fwid)).flags == ()
+    for bad in (
+        (maker, fwid, flags, (0x87, b"\x00\x80")),
+        (maker, fwid, fwid),
+        (maker, fwid, (0x87, b"")),
+        (maker, fwid, (0x87, b"\x00")),
+        (maker, (0xA6, said[:-1]), flags),
+        (maker, (0xA6, b""), flags),
+    ):
+        with pytest.raises((ValueError, IndexError)):
+            _parse(value(*bad))
+
+
+def test_a_certificate_with_two_firmware_ids() -> None:
+    (one,) = [
+        extension
+        for extension in pki().gpu().leaf.certificate.extensions
+        if extension.oid.dotted_string == "2.23.133.5.4.1"
+    ]
+    other = x509.UnrecognizedExtension(x509.ObjectIdentifier("2.23.133.5.4.1.1"), one.value.value)
+    both = [(one.value, False), (other, False)]
+    leaf = Authority.make("leaf", pki().since, pki().until, ca=False, extensions=both)
+    with pytest.raises(NotAuthentic, match="what firmware"):
+        dice_of(leaf.certificate)
 
 
 def test_a_certificate_without_a_firmware_id() -> None:

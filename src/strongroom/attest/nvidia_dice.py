@@ -69,7 +69,7 @@ def _parse(data: bytes) -> Dice:
         return Dice(_fwid(tag, last), ())
     if len(tagged) != len(members):
         raise ValueError
-    tag, first = next(_members(tagged[_FWIDS]))
+    (tag, first), *_ = _members(tagged[_FWIDS])
     flags = tagged.get(_BIT_STRING, b"\x00\x00")
     if len(flags) < 2:
         raise ValueError
