@@ -19,6 +19,7 @@ pytest.importorskip("grpc", reason="a load test needs the extra loadtest")
 import numpy as np
 from model_stub import RestServer, Stub, grpc_server
 
+from strongroom.cli.loadtest import _failure
 from strongroom.errors import InvalidKey, NotAuthorised, NotFound, ServerUnavailable, UsageError
 from strongroom.loadtest.connection import Ask, Failed
 from strongroom.loadtest.inputs import random_inputs
@@ -128,6 +129,13 @@ def test_failures_are_counted_by_code(rest, stub):
     outcome = run(plan(rest))
     counted(outcome, 9, {"HTTP 503": 3, "HTTP 429": 3})
     assert outcome.failed == 6
+
+
+def test_a_run_that_is_refused_as_a_whole_says_why(rest, stub):
+    stub.failing = lambda number: 400
+    error = _failure(run(plan(rest)))
+    assert isinstance(error, UsageError)
+    assert error.message == "The server answers HTTP 400: said so."
 
 
 def test_failures_over_grpc(rpc, stub):

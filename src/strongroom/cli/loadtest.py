@@ -329,13 +329,11 @@ def _as_json(outcome: Outcome, *, rate: float | None, **about: str) -> dict[str,
 
 
 def _failure(outcome: Outcome) -> StrongroomError | None:
-    from strongroom.loadtest.connection import Failed
-
     failures = outcome.recorder.failures
     if not outcome.failed and not outcome.unsent:
         return None
     if not outcome.recorder.answered and failures:
-        return Failed(failures.most_common(1)[0][0]).error()
+        return outcome.recorder.first[failures.most_common(1)[0][0]].error()
     total = outcome.recorder.answered + outcome.failed + outcome.unsent
     lost = outcome.failed + outcome.unsent
     return Unavailable(f"{lost} of {total} queries were not answered.")

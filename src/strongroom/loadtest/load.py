@@ -56,7 +56,7 @@ async def closed_loop(
             try:
                 await ask(requests[(task + index) % count])
             except Failed as error:
-                recorder.failures[error.code] += 1
+                recorder.fail(error)
                 if error.unreachable:
                     await asyncio.sleep(_PAUSE)
             else:
@@ -110,7 +110,7 @@ async def open_loop(
             try:
                 await connection.ask(requests[number % len(requests)])
             except Failed as error:
-                recorder.failures[error.code] += 1
+                recorder.fail(error)
                 if error.unreachable:
                     await asyncio.sleep(_PAUSE)
             else:

@@ -10,6 +10,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from strongroom.loadtest.connection import Failed
+
 __all__ = ["Outcome", "Recorder"]
 
 _MAX_QUERIES: Final = 5_000_000
@@ -18,7 +20,12 @@ _QUANTILES: Final = {"p50": 0.5, "p90": 0.9, "p99": 0.99, "p99.9": 0.999}
 
 
 class Recorder:
-    """Takes down queries; costs some tenths of a microsecond each."""
+    """Takes down queries; costs some tenths of a microsecond each.
+
+    Attributes:
+        failures: how many, by code.
+        first: failure of each code, with the words of the server.
+    """
 
     def __init__(self, limit: int = _MAX_QUERIES) -> None:
         self._limit = limit
@@ -26,6 +33,7 @@ class Recorder:
         self._task, self._index = array("q"), array("q")
         self.answered = 0
         self.failures: Counter[str] = Counter()
+        self.first: dict[str, Failed] = {}
         self.delays = array("d")
 
     def add(self, task: int, index: int, begun: float, took: float) -> None:
@@ -47,6 +55,11 @@ class Recorder:
         else:
             self._begun[at], self._took[at] = begun, took
             self._task[at], self._index[at] = task, index
+
+    def fail(self, error: Failed) -> None:
+        """One that was not answered."""
+        self.failures[error.code] += 1
+        self.first.setdefault(error.code, error)
 
     def queries(self) -> Iterator[tuple[int, int, float]]:
         """Connection, number on it, and seconds, of those that are kept, as they were answered."""
