@@ -109,6 +109,20 @@ def test_whatever_an_administrator_changes_makes_decisions_stale(ready, url, way
     assert count(ready) == _TURNS
 
 
+def test_what_it_has_written_over_itself_is_not_believed(ready, url, ways):
+    """A database that was put back to just what the last release has left is older than what came after it."""
+    decided = write(ready, grant(ready))
+    state = sql(url, "SELECT revision, state_sequence, state_signature FROM store")[0]
+    left = ready._written.last[0].sequence
+    ready.evict("tdx:01", OWNER, "stolen")
+    sql(url, "DELETE FROM audit WHERE sequence > ?", left)
+    sql(url, "DELETE FROM nodes WHERE platform = ?", "tdx:01")
+    sql(url, "UPDATE store SET revision = ?, state_sequence = ?, state_signature = ?", *state)
+    with pytest.raises(AuditBroken, match="rolled back"):
+        ready.commit_release(decided).result(60)
+    assert ways == ["read"]
+
+
 def test_holders_are_counted(ready, ways):
     codes = [
         release(ready, grant(ready, holders=2, lease=name), platform=f"mtls:{name}").refused
