@@ -212,8 +212,7 @@ def test_names_by_content_follow_the_file(tmp_path: Path) -> None:
 def test_a_file_that_changes_is_read_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settled: bool
 ) -> None:
-    if settled:
-        monkeypatch.setattr(files, "_SETTLED", -1)
+    monkeypatch.setattr(files, "_SETTLED", -1 if settled else 600 * 10**9)
     read_files = []
     content = files._content
     monkeypatch.setattr(files, "_content", lambda path: (read_files.append(path), content(path))[1])
