@@ -17,6 +17,7 @@ from nvidia_cases import Known
 from recorded import MANIFEST, fixed_time, read
 
 from strongroom.attest.evidence import Evidence
+from strongroom.attest.jws_keys import _check_size
 from strongroom.attest.limits import MAX_EVIDENCE
 from strongroom.attest.roots import Issuer, production
 from strongroom.attest.verify import Context, verify
@@ -347,8 +348,24 @@ def rs256(bits: int) -> tuple[bytes, Issuer]:
 
 def test_short_rsa_keys_are_refused() -> None:
     assert check(*rs256(2048)).bound == NONCE
-    with pytest.raises(NotAuthentic, match=r"too short|not usable"):
-        check(*rs256(1024))
+    for bits in (1024, 2040):
+        with pytest.raises(NotAuthentic, match=r"too short|not usable"):
+            check(*rs256(bits))
+
+
+def test_keys_fit_their_algorithm_whatever_the_library_thinks() -> None:
+    own = {"ES256": ec.SECP256R1(), "ES384": ec.SECP384R1(), "ES512": ec.SECP521R1()}
+    for algorithm, right in own.items():
+        for curve in (*own.values(), ec.SECP256K1(), ec.BrainpoolP256R1()):
+            public = ec.generate_private_key(curve).public_key()
+            if curve is right:
+                _check_size(public, algorithm)
+                continue
+            with pytest.raises(NotAuthentic, match="does not fit"):
+                _check_size(public, algorithm)
+    _check_size(rsa.generate_private_key(65537, 2048).public_key(), "RS256")
+    with pytest.raises(NotAuthentic, match="too short"):
+        _check_size(rsa.generate_private_key(65537, 2040).public_key(), "RS256")
 
 
 _ALGORITHMS = [
