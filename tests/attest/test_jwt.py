@@ -606,6 +606,16 @@ def test_a_detached_part_of_somebody_else() -> None:
         check(json.dumps([["JWT", overall], {"GPU-0": part.decode()}]).encode())
 
 
+def test_a_detached_part_of_another_issuer_that_is_believed_too() -> None:
+    other = TokenIssuer("https://other.example", NOW)
+    part = other.token(GPU)
+    digest = ["DIGEST", ["SHA-256", hashlib.sha256(part).hexdigest()]]
+    overall = GOOGLE.token(OVERALL | {"submods": {"GPU-0": digest}}).decode()
+    data = json.dumps([["JWT", overall], {"GPU-0": part.decode()}]).encode()
+    with pytest.raises(NotAuthentic, match="of several issuers"):
+        check(data, GOOGLE.trusted(), other.trusted())
+
+
 @pytest.mark.parametrize(
     "data",
     [
