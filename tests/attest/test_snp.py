@@ -281,6 +281,15 @@ def test_a_report_that_the_certificate_of_its_key_contradicts_is_refused(changes
         verify(pki().evidence(b"", changes=changes), context())
 
 
+@pytest.mark.parametrize("signer", range(2, 8))
+def test_signers_that_nobody_knows_have_signed_nothing(signer):
+    report = bytearray(pki().report(b""))
+    assert report[0x48] == 0
+    report[0x48] = signer << 2
+    with pytest.raises(MalformedEvidence, match="not signed"):
+        verify(replace(pki().evidence(b""), data=bytes(report)), context())
+
+
 def test_the_fmc_of_turin_is_compared():
     made = pki("Turin")
     with pytest.raises(NotAuthentic, match="fmc"):
