@@ -27,6 +27,7 @@ from made_claims import (
 from strongroom.attest.requirements_kinds import KINDS
 from strongroom.errors import InvalidPolicy, StrongroomError
 from strongroom.release.decision import CODES, decide, evaluate, renew
+from strongroom.release.lease import lease_end
 from strongroom.release.names import KeyName
 from strongroom.release.policy import Policy
 from strongroom.release.stored_claims import claims_from_json
@@ -681,6 +682,19 @@ class TestRenewal:
 def test_claims_on_record_that_are_not_whole(record):
     with pytest.raises(StrongroomError):
         claims_from_json(record)
+
+
+def test_a_lease_ends_with_what_vouches_for_it_and_with_its_policy():
+    hour, minutes = timedelta(hours=1), timedelta(minutes=1)
+    ends = (NOW + 30 * minutes).isoformat().replace("+00:00", "Z")
+    plain = Policy.parse(document(lease={"seconds": 3600}))
+    ending = Policy.parse(document(lease={"seconds": 3600}, not_after=ends))
+    long, short = (claims("tdx", not_after=NOW + left) for left in (5 * hour, 20 * minutes))
+    assert lease_end(plain, [long], NOW) == NOW + hour
+    assert lease_end(plain, [long, short], NOW) == NOW + 20 * minutes
+    assert lease_end(ending, [long], NOW) == NOW + 30 * minutes
+    assert lease_end(ending, [long, short], NOW) == NOW + 20 * minutes
+    assert lease_end(plain, [], NOW) == NOW + hour
 
 
 def test_what_is_proved_is_bound_to_the_request_or_an_identity():
