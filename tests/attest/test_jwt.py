@@ -606,6 +606,13 @@ def test_a_detached_part_of_somebody_else() -> None:
         check(json.dumps([["JWT", overall], {"GPU-0": part.decode()}]).encode())
 
 
+def test_a_detached_token_ends_with_the_first_of_its_parts() -> None:
+    soon = int(NOW.timestamp()) + 60
+    for part, overall in ((soon, soon + 60), (soon + 60, soon)):
+        data = GOOGLE.detached({"GPU-0": GPU | {"exp": part}}, OVERALL | {"exp": overall})
+        assert check(data).not_after == NOW + timedelta(seconds=60)
+
+
 def test_a_detached_part_of_another_issuer_that_is_believed_too() -> None:
     other = TokenIssuer("https://other.example", NOW)
     part = other.token(GPU)

@@ -18,6 +18,7 @@ from strongroom.attest.endorsements import Wanted
 from strongroom.attest.evidence import Evidence
 from strongroom.attest.roots import production
 from strongroom.attest.snp import describe
+from strongroom.attest.snp_report import PRODUCTS, parse_report
 from strongroom.attest.verify import Context, verify
 from strongroom.errors import (
     EvidenceError,
@@ -288,6 +289,19 @@ def test_signers_that_nobody_knows_have_signed_nothing(signer):
     report[0x48] = signer << 2
     with pytest.raises(MalformedEvidence, match="not signed"):
         verify(replace(pki().evidence(b""), data=bytes(report)), context())
+
+
+def test_versions_and_vectors_are_read_where_amd_puts_them():
+    report = bytearray(pki().report(b""))
+    report[0] = 5
+    whiches = {"current": 0x38, "reported": 0x180, "committed": 0x1E0, "launch": 0x1F0}
+    for number, at in enumerate(whiches.values()):
+        report[at] = 10 + number
+    report[0x1F8:0x208] = bytes(range(16))
+    values = parse_report(bytes(report)).values(PRODUCTS["Milan"])
+    assert [values["tcb"][which]["bootloader"] for which in whiches] == [10, 11, 12, 13]
+    assert values["launch_mit_vector"] == "0706050403020100"
+    assert values["current_mit_vector"] == "0f0e0d0c0b0a0908"
 
 
 def test_the_fmc_of_turin_is_compared():
