@@ -166,6 +166,16 @@ def test_a_lease_that_has_ended_holds_nothing(ready, clock, how):
     assert release(ready, grant(ready, holders=1), platform="b").refused == {}
 
 
+def test_what_has_ended_is_not_ended_again(ready):
+    """Giving it back does not hide why it ended, and leaves no record each time."""
+    release(ready, grant(ready, lease="L"), platform="a")
+    ready.evict("a", OWNER, "x")
+    for _ in range(2):
+        ready.end_leases(["L"])
+    assert codes(ready, "L") == ["evicted"]
+    assert records(ready, "lease.ended") == []
+
+
 def test_a_machine_that_asks_again_replaces_its_lease(ready):
     release(ready, grant(ready, lease="one"), platform="a")
     release(ready, grant(ready, lease="two"), platform="a")
