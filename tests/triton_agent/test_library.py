@@ -1,6 +1,7 @@
 """The repository agent's library, called as Triton calls it: every action, on threads, with errors of each side."""
 
 import os
+import resource
 import shutil
 import subprocess
 import sys
@@ -89,6 +90,19 @@ def test_a_server_that_fails(program, library, sealed, said, memory):
         host.tell("spoil -")
         assert host.load(1, sealed, **said).startswith(str(memory))
         host.final(1)
+
+
+def test_an_end_that_fails_is_told_and_tried_again(program, library, sealed, said, memory):
+    """Without a free descriptor no directory can be listed."""
+    with hosting(program, library) as host:
+        place = host.load(1, sealed, **said)
+        process, files = host.process.pid, resource.RLIMIT_NOFILE
+        limits = resource.prlimit(process, files)
+        resource.prlimit(process, files, (3, limits[1]))
+        assert host.action(1, LOADED).startswith(f"error 4 strongroom: {place} could not be removed.")
+        resource.prlimit(process, files, limits)
+        assert host.final(1) == "ok"
+        assert list(memory.iterdir()) == []
 
 
 def test_another_interface(program, library):
