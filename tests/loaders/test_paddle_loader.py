@@ -1,5 +1,6 @@
 import collections
 import importlib.util
+import io
 import os
 import pickle
 import pickletools
@@ -228,6 +229,61 @@ def test_nothing_in_the_file_is_called(tmp_path, seal, key, trap, protocol):
         loader.load(seal(tmp_path / "m.pdparams"), key=key)
     assert "m.pdparams" in str(error.value)
     assert not ran
+
+
+class Stated:
+    """Pickled as an array or a dtype, with any state; unpickled by NumPy, some of these end the process."""
+
+    def __init__(self, state, dtype=None):
+        self.state, self.dtype = state, dtype
+
+    def __reduce__(self):
+        if self.dtype is None:
+            made = numpy.ones(3, "f4").__reduce__()
+            return made[0], made[1], self.state
+        return numpy.dtype, (self.dtype, False, True), self.state
+
+
+F4 = numpy.dtype("f4")
+STATES = {
+    "too little data": Stated((1, (1000,), F4, False, bytes(4))),
+    "negative": Stated((1, (-1, -1), F4, False, bytes(4))),
+    "no bytes": Stated((1, (1,), F4, False, [1.0])),
+    "no dtype": Stated((1, (1,), "f4", False, bytes(4))),
+    "a shape of text": Stated((1, "f4", F4, False, bytes(4))),
+    "nothing": Stated((1,)),
+    "objects": Stated((1, (1,), Stated((3, "|", None, None, None, -1, -1, 63), "O8"), False, [1])),
+    "a record": Stated((3, "<", None, -1, -1, 0), "f4,i4"),
+    "an order": Stated((3, "x", None, None, None, -1, -1, 0), "f4"),
+    "no order": Stated((3,), "f4"),
+}
+
+
+@pytest.mark.parametrize("case", STATES)
+def test_states_that_no_array_has(tmp_path, seal, key, case):
+    (tmp_path / "m.pdparams").write_bytes(pickle.dumps({"w": STATES[case]}, 2))
+    with pytest.raises(UsageError, match=r"not a file of paddle\.save"):
+        loader.load(seal(tmp_path / "m.pdparams"), key=key)
+
+
+def test_arrays_are_those_of_pickle():
+    """In every container, of every byte order and layout; and of NumPy's own class."""
+    arrays = [
+        numpy.arange(6, dtype=">f8").reshape(2, 3),
+        numpy.asfortranarray(numpy.arange(6, dtype="i2").reshape(2, 3)),
+        numpy.array(["a", "bc"]),
+        numpy.zeros((0, 3), "c8"),
+        numpy.array(True),
+        numpy.float16(3),
+    ]
+    content = pickle.dumps({"l": arrays, "t": (tuple(arrays), {})}, 2)
+    theirs = pickle.loads(content)["l"]  # NumPy turns other byte orders into the machine's
+    found = paddle_pickle.load_plain(io.BytesIO(content), "m")
+    for mine in (found["l"], found["t"][0]):
+        for one, other in zip(mine, theirs, strict=True):
+            assert type(one) is type(other)
+            assert one.dtype == other.dtype
+            assert numpy.array_equal(one, other)
 
 
 @pytest.mark.parametrize(
@@ -632,6 +688,7 @@ import sys
 import tensorflow
 flags = sys.getdlopenflags()
 from strongroom.loaders import paddle as loader
+from strongroom.loaders import paddle_pickle
 assert sys.getdlopenflags() == flags
 predictor = loader.create_predictor(sys.argv[1])
 entry = predictor.get_input_handle(predictor.get_input_names()[0])

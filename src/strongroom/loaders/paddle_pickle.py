@@ -1,16 +1,21 @@
 """What ``paddle.save`` writes, unpickled without running code from the file.
 
 ``paddle.load`` unpickles with ``pickle.load`` alone, which calls whatever function a file names. Files
-of ``paddle.save`` name few of them; here nothing else can be called.
+of ``paddle.save`` name few of them; here nothing else can be called. Nor does NumPy get the state of arrays
+and dtypes as a file has it: with made-up ones it writes where it should not (seen in 2.4).
 """
 
 from __future__ import annotations
 
 import itertools
+import math
 import pickle
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
+
+import numpy
 
 from strongroom.errors import UsageError
 
@@ -39,6 +44,11 @@ def _encode(text: str, encoding: str) -> bytes:
     return text.encode("latin1")
 
 
+_UNREADABLE: Final = (
+    *(pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError, ValueError),
+    *(OverflowError, SystemError, RecursionError),  # lengths and depths that no file of Paddle has
+)
+
 _PLAIN: Final[Mapping[tuple[str, str], object]] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _encode,
@@ -50,17 +60,68 @@ _PLAIN: Final[Mapping[tuple[str, str], object]] = {
     **{(module, "bytes"): _no_bytes for module in ("builtins", "__builtin__")},
     **{(module, "eval"): _data for module in ("builtins", "__builtin__")},
 }
-_NUMPY: Final = frozenset(
-    {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        *(
-            (f"numpy.{core}.multiarray", name)
-            for core in ("core", "_core")
-            for name in ("_reconstruct", "scalar")
-        ),
-    }
-)
+_DTYPE: Final = re.compile(r"[biufcSU]\d{1,9}")
+"""Numbers and text; neither objects nor records."""
+
+
+class _DType:
+    """A dtype as a pickle describes it: made of its name, then told its byte order."""
+
+    def __init__(self, name: str, align: object = False, copy: object = False) -> None:
+        if not _DTYPE.fullmatch(name):
+            raise pickle.UnpicklingError("a dtype")
+        self.real = numpy.dtype(name)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        if state[1] not in ("<", ">", "=", "|"):
+            raise pickle.UnpicklingError("a byte order")
+        self.real = self.real.newbyteorder(state[1])
+
+
+class _Array(numpy.ndarray[Any, Any]):
+    """An array whose state is looked at before NumPy gets it."""
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran, data = state
+        if not all(type(size) is int and size >= 0 for size in shape) or type(data) is not bytes:
+            raise pickle.UnpicklingError("an array")
+        if math.prod(shape) * dtype.real.itemsize != len(data):
+            raise pickle.UnpicklingError("an array of another size")
+        checked: Any = (1, tuple(shape), dtype.real, bool(fortran), data)
+        super().__setstate__(checked)
+
+
+def _reconstruct(kind: object, shape: object, code: object) -> _Array:
+    return _Array((0,), "b")
+
+
+def _scalar(dtype: _DType, data: bytes) -> object:
+    if len(data) != dtype.real.itemsize:
+        raise pickle.UnpicklingError("a number")
+    return numpy.frombuffer(data, dtype.real)[0]
+
+
+def _arrays(value: Any) -> Any:
+    """``value`` with plain arrays in the place of ours."""
+    if isinstance(value, _Array):
+        return value.view(numpy.ndarray)
+    if isinstance(value, dict | list):
+        for at in list(value) if isinstance(value, dict) else range(len(value)):
+            value[at] = _arrays(value[at])
+    elif isinstance(value, tuple):
+        return tuple(map(_arrays, value))
+    return value
+
+
+_NUMPY: Final[Mapping[tuple[str, str], object]] = {
+    ("numpy", "ndarray"): None,  # named, and never called
+    ("numpy", "dtype"): _DType,
+    **{
+        (f"numpy.{core}.multiarray", name): made
+        for core in ("core", "_core")
+        for name, made in (("_reconstruct", _reconstruct), ("scalar", _scalar))
+    },
+}
 
 
 class _Unpickler(pickle.Unpickler):
@@ -72,7 +133,7 @@ class _Unpickler(pickle.Unpickler):
         if (module, name) in _PLAIN:
             return _PLAIN[module, name]
         if (module, name) in _NUMPY:
-            return super().find_class(module, name)
+            return _NUMPY[module, name]
         raise UsageError(
             f"{self._name} holds Python objects other than tensors and plain values.",
             hint="Their code would run: allow_pickle=True, if you trust who sealed it.",
@@ -90,8 +151,8 @@ def load_plain(file: BinaryIO, name: str) -> object:
         UsageError: it is no pickle, or holds objects of other classes.
     """
     try:
-        return _Unpickler(file, name).load()
-    except (pickle.UnpicklingError, EOFError, LookupError, AttributeError, TypeError, ValueError):
+        return _arrays(_Unpickler(file, name).load())
+    except _UNREADABLE:
         # The messages of these quote the file.
         raise UsageError(
             f"{name} is not a file of paddle.save.",
