@@ -350,7 +350,11 @@ def os_errors(where: str | os.PathLike[str]) -> Iterator[None]:
     except StrongroomError:
         raise
     except FileNotFoundError as error:
-        raise NotFound(f"{where}: no such file or directory.") from error
+        parent = os.path.dirname(os.fspath(where))
+        # Who writes a new file knows that it is not there.
+        lacking = parent and "://" not in parent and not os.path.lexists(parent)
+        hint = f"There is no directory {parent}." if lacking else None
+        raise NotFound(f"{where}: no such file or directory.", hint=hint) from error
     except FileExistsError as error:
         raise AlreadyExists(f"{where} exists already.") from error
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:

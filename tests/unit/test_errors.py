@@ -90,12 +90,24 @@ def test_within():
     ],
 )
 def test_os_errors(number, cls):
-    with pytest.raises(cls) as caught, os_errors("some/place"):
+    with pytest.raises(cls) as caught, os_errors("place"):
         raise OSError(number, "text of the system")
     assert type(caught.value) is cls
-    assert "some/place" in str(caught.value)
+    assert "place" in str(caught.value)
     assert isinstance(caught.value.__cause__, OSError)
     assert (caught.value.hint is not None) == (number == errno.ENOSPC)
+
+
+def test_what_is_lacking_is_named(tmp_path):
+    for place, hint in (
+        (tmp_path / "none" / "x", f"There is no directory {tmp_path / 'none'}."),
+        (tmp_path / "x", None),
+        ("x", None),
+        ("https://none.example/x", None),
+    ):
+        with pytest.raises(errors.NotFound) as caught, os_errors(place):
+            raise FileNotFoundError(errno.ENOENT, "text")
+        assert caught.value.hint == hint
 
 
 def test_os_errors_without_number():
