@@ -17,7 +17,6 @@ from typing import Any, Final
 
 from strongroom.errors import NotFound, UsageError
 from strongroom.loaders.cuda import require_driver
-from strongroom.loaders.paddle_pickle import HandOver, load_plain
 from strongroom.loaders.source import ModelSource, extra_for, opened, pick
 from strongroom.model.memory_directory import memory_directory
 from strongroom.model.reader import SealedModel
@@ -30,6 +29,8 @@ if "tensorflow" in sys.modules and "paddle" not in sys.modules:
 try:
     import paddle
     from paddle import inference
+
+    from strongroom.loaders.paddle_pickle import HandOver, load_plain  # needs NumPy
 except ModuleNotFoundError as error:
     raise extra_for(error, "paddle", "Loading PaddlePaddle models", "paddle") from None
 finally:
