@@ -14,6 +14,7 @@ leaves all cores to all. As fast as they can, sixteen clients wait for one anoth
 second, at least); with ``--rate`` so many begin in a second, and times count from when each should:
 ``late_p99_ms`` is how much of them passed before a client was free to ask. ``disk_p99_ms`` is what one
 write of 8 KB to the disk takes when nothing else runs. Measuring begins a second after all have a key.
+``cpu_stolen`` is what the host gave to others meanwhile, in cores: no machine is quiet where it is not near 0.
 ``ms_of_loop``, ``ms_of_threads``, ``ms_of_workers``: milliseconds of a core for one release, in the thread
 that answers, in those beside it (the one that writes), in the processes that verify.
 ``--light``: clients that leave the cores to the server (``light_client.py``). ``fleet``: machines ask
@@ -372,8 +373,10 @@ def releases(arguments: argparse.Namespace) -> dict[str, Any]:
         end = begin + arguments.seconds
         time.sleep(begin - time.perf_counter())
         used, parts = cpu_seconds(pids), cpu_by_part(server)
+        stolen = psutil.cpu_times().steal
         time.sleep(end - time.perf_counter())
         used = cpu_seconds(pids) - used
+        stolen = psutil.cpu_times().steal - stolen
         parts = {name: seconds - parts[name] for name, seconds in cpu_by_part(server).items()}
         found, clients_used = [], 0.0
         for _ in clients:
@@ -394,6 +397,7 @@ def releases(arguments: argparse.Namespace) -> dict[str, Any]:
             "per_cpu_second": rate / (used / (end - begin)),
             **{f"ms_of_{name}": value * 1e3 / len(seconds) for name, value in parts.items()},
             "cpu_of_clients": clients_used / (arguments.seconds + 1),
+            "cpu_stolen": stolen / (end - begin),
             "p50_ms": statistics.median(seconds) * 1e3,
             "p99_ms": percentile(seconds, 0.99) * 1e3,
             "late_p99_ms": percentile([late for _, _, late in found], 0.99) * 1e3,
